@@ -1,0 +1,107 @@
+"""The record of a run: written row by row, read back as a table, drawn as the slides' curves.
+
+A run folder holds `log.csv` (one row per optimiser step, columns under TRL's own metric names), `run.json` (what ran,
+where, for how long) and `adapter/`. Files are replaced whole, so a reader never sees half a row.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from problama_utils.errors import CourseError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+LOG_FILE, RUN_FILE, ADAPTER_FOLDER = "log.csv", "run.json", "adapter"
+
+# TRL's metric → the title of the slide that shows it, in the slides' order.
+SLIDE_CURVES = {
+    "rewards/correct_answer_reward/mean": "Correct Answer",
+    "rewards/short_response_reward/mean": "Short Response",
+    "rewards/soft_format_reward/mean": "Soft Format",
+    "reward": "Total Reward",
+}
+
+
+def write_log(folder: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """Write all rows of a run to its `log.csv`, replacing the file in one step."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    part = folder / (LOG_FILE + ".part")
+    with part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(part, folder / LOG_FILE)
+
+
+def write_run(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write the run's description to its `run.json`, replacing the file in one step."""
+    part = folder / (RUN_FILE + ".part")
+    part.write_text(json.dumps(record, indent=1, sort_keys=False) + "\n", encoding="utf-8")
+    os.replace(part, folder / RUN_FILE)
+
+
+def read_log(folder: str | Path) -> pd.DataFrame:
+    """Return the log of a run, indexed by `step`.
+
+    Args:
+        folder: a run folder with `log.csv`, or a TRL checkpoint folder with `trainer_state.json`.
+
+    Raises:
+        CourseError: there is no log, or it has no step column.
+    """
+    import pandas as pd
+
+    folder = Path(folder)
+    if (folder / LOG_FILE).exists():
+        table = pd.read_csv(folder / LOG_FILE)
+    elif (folder / "trainer_state.json").exists():
+        history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+        table = pd.DataFrame([row for row in history if "reward" in row])
+    else:
+        raise CourseError(f"There is no log in {folder.name!r} (neither {LOG_FILE} nor trainer_state.json): run the "
+                          "training notebook that writes it first.")  # fmt: skip
+    if "step" not in table:
+        raise CourseError(f"The log in {folder.name!r} has no column 'step'; it has {', '.join(table.columns)}.")
+    return table.set_index("step")
+
+
+def read_run(folder: str | Path) -> dict[str, Any]:
+    """Return the description of a run (`run.json`).
+
+    Raises:
+        CourseError: there is none.
+    """
+    path = Path(folder) / RUN_FILE
+    if not path.exists():
+        raise CourseError(f"There is no {RUN_FILE} in {Path(folder).name!r}: the training has not finished.")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def first_and_last(log: pd.DataFrame, metric: str, steps: int = 5) -> tuple[float, float]:
+    """Return the mean of a metric over the first and over the last `steps` steps of a run."""
+    column = log[metric].dropna()
+    return float(column.head(steps).mean()), float(column.tail(steps).mean())
+
+
+def smooth(values: pd.Series, window: int = 5) -> pd.Series:
+    """Return the running mean over the last `window` steps; the first steps average what there is."""
+    return values.rolling(window, min_periods=1).mean()
+
+
+def draw_curve(ax: Axes, log: pd.DataFrame, metric: str, *, window: int = 5, title: str = "", unit: str = "reward") -> None:
+    """Draw one metric over the global step: raw values as dots, their running mean as a line."""
+    values = log[metric].dropna()
+    ax.plot(values.index, values, linestyle="none", marker=".", color="0.6", label="each step")
+    ax.plot(values.index, smooth(values, window), color="black", label=f"mean of {window} steps")
+    ax.set_title(title or SLIDE_CURVES.get(metric, metric))
+    ax.set_xlabel("global step")
+    ax.set_ylabel(unit)
+    ax.grid(alpha=0.3)

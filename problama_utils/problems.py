@@ -1,0 +1,177 @@
+"""The three kinds of problem, from three kinds of source, always in the same columns.
+
+    riddles   id, riddle, answer, aliases, choices, difficulty, split
+    physical  id, goal, sol1, sol2, label, difficulty, split
+    science   id, question, choices, labels, answer, topic, difficulty, split
+
+A source is "embedded" (the kit's own files), "hub" (PIQA, ARC-Challenge) or a folder; None takes PROBLAMA_DATA's
+folder where it holds that data set, else the embedded file. PIQA and ARC have no difficulty (0) and ARC no topic ("").
+PIQA's validation questions on their own, as in an air-gapped classroom, are split by goal with a fixed seed: 1,200 to
+train on, 638 held out. With its train questions beside them, train is train and validation is held out.
+
+`python -m problama_utils.problems` prints every source with its quality gates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Collection
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from problama_utils.data_places import (
+    arc_folder,
+    name_piqa_splits,
+    own_file,
+    piqa_folder,
+    piqa_from_folder,
+    piqa_from_hub,
+    resolve,
+    rows_of,
+    science_entries,
+)
+from problama_utils.data_rows import COLUMNS, Row, parse_physical, parse_riddle, parse_science
+from problama_utils.data_sources import DataError, Record, assets_folder, read_json_lines
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["DataError", "count_digit_keys", "fingerprint", "load_few_shot", "load_physical", "load_riddles",
+           "load_science"]
+
+LISTS, NUMBERS = {"aliases", "choices", "labels"}, {"label", "difficulty"}
+NO_TEST_LABELS = "(the labels of PIQA's test split are not public, so nothing could be scored on it)"
+
+
+def load_riddles(split: str = "train", *, source: str | Path | None = None,
+                 difficulty: int | Collection[int] | None = None, drop_bad_rows: bool = False) -> Dataset:
+    """Load short-answer riddles.
+
+    Args:
+        split: "train", "heldout" or "all".
+        source: see the module; a folder holds `riddles.jsonl` in the kit's own form. There are none on the hub.
+        difficulty: keep these levels (1 plain description, 2 a turn of thought, 3 wordplay).
+        drop_bad_rows: leave bad rows out, with a warning that counts and lists them, instead of raising.
+
+    Raises:
+        DataError: bad input, or a source or split that is not there.
+    """
+    place = resolve("riddles", source)
+    if place == "hub":
+        raise DataError("hub", None, None, "no riddles", 'source="embedded" or a folder with riddles.jsonl')
+    _check_split(place, split, ("train", "heldout", "all"))
+    rows = rows_of(read_json_lines(own_file(place, "riddles")), parse_riddle, drop_bad_rows)
+    return _dataset("riddles", rows, split, difficulty)
+
+
+def load_physical(split: str = "train", *, source: str | Path | None = None,
+                  difficulty: int | Collection[int] | None = None, drop_bad_rows: bool = False) -> Dataset:
+    """Load two-option questions about everyday physical know-how: the kit's own, or PIQA (arXiv:1911.11641).
+
+    Args:
+        split: "train", "heldout" or "all"; for PIQA also "validation": the whole of that file.
+        source: see the module; a folder holds `piqa/` (authors' jsonl + lst, or parquet) or `physical.jsonl`.
+        difficulty: keep these levels (1 to 3); PIQA's rows are all 0.
+        drop_bad_rows: leave bad rows out, with a warning that counts and lists them, instead of raising.
+
+    Raises:
+        DataError: bad input, a source or split that is not there, or PIQA's test split, which has no labels.
+    """
+    place = resolve("physical", source)
+    piqa = place == "hub" or (isinstance(place, Path) and piqa_folder(place) is not None)
+    _check_split(place, split, ("train", "heldout", "all", *(("validation",) if piqa else ())),
+                 NO_TEST_LABELS if split == "test" else "")
+    if not piqa:
+        rows = rows_of(read_json_lines(own_file(place, "physical")), parse_physical, drop_bad_rows)
+        return _dataset("physical", rows, split, difficulty)
+    parts = piqa_from_hub(split, drop_bad_rows) if place == "hub" else piqa_from_folder(place, drop_bad_rows)
+    if split == "validation":
+        parts, split = {"validation": parts["validation"]}, "all"
+    return _dataset("physical", name_piqa_splits(parts, by_file=place == "hub"), split, difficulty)
+
+
+def load_science(split: str = "test", *, source: str | Path | None = None,
+                 difficulty: int | Collection[int] | None = None, drop_bad_rows: bool = False) -> Dataset:
+    """Load multiple-choice science questions: the kit's own, or ARC-Challenge (arXiv:1803.05457).
+
+    Letters come from the row's own labels, so that ARC's keys 1 to 5 become A to E; `count_digit_keys` counts them.
+
+    Args:
+        split: "test"; for ARC also "train" and "dev" (or "validation", its name on the hub).
+        source: see the module; a folder holds `ARC-Challenge/` (AI2's JSON lines, or parquet) or `science.jsonl`.
+        difficulty: keep these levels (1 as ARC-Easy, 2 harder); ARC's rows are all 0.
+        drop_bad_rows: leave bad rows out, with a warning that counts and lists them, instead of raising.
+
+    Raises:
+        DataError: bad input, or a source or split that is not there.
+    """
+    place = resolve("science", source)
+    arc = place == "hub" or (isinstance(place, Path) and arc_folder(place) is not None)
+    split = "dev" if split == "validation" else split
+    _check_split(place, split, ("train", "dev", "test") if arc else ("test",))
+    entries = science_entries(place, split)
+    return _dataset("science", rows_of(entries, partial(parse_science, split=split, own=not arc), drop_bad_rows),
+                    split, difficulty)
+
+
+def load_few_shot(task: str) -> list[Row]:
+    """Return the slides' own two solved examples of "riddles" or "physical" (with `answer`: the right letter).
+
+    They are in no split, so that showing them never gives a held-out answer away.
+    """
+    entries = read_json_lines(assets_folder() / "few_shot.jsonl")
+    fields = {"riddles": ("riddle", "answer"), "physical": ("goal", "sol1", "sol2", "answer")}
+    if task not in fields:
+        raise DataError("few_shot.jsonl", None, "task", repr(task), "riddles or physical")
+    rows = []
+    for entry in entries:
+        if isinstance(entry, DataError):
+            raise entry
+        if entry.text("task") == task:
+            row = {name: entry.text(name) for name in fields[task]}
+            letter = {"label": "AB".index(entry.word("answer", "AB"))} if task == "physical" else {}
+            rows.append(row | letter)
+    return rows
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """Return 12 hex digits that change when any row, its order or a column does (SHA-256 over the rows' JSON)."""
+    digest = hashlib.sha256()
+    for row in dataset:
+        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+    return digest.hexdigest()[:12]
+
+
+def count_digit_keys(split: str = "test", *, source: str | Path | None = None) -> int:
+    """Return how many answer keys of a science source are digits (ARC-Challenge: 23 / 4 / 22 in train / dev / test)."""
+    entries = science_entries(resolve("science", source), "dev" if split == "validation" else split)
+    return sum(isinstance(entry, Record) and str(entry.fields.get("answerKey")).isdigit() for entry in entries)
+
+
+def _check_split(place: Path | str, split: str, known: Collection[str], hint: str = "") -> None:
+    if split not in known:
+        raise DataError(place, None, None, f"split {split!r}", f"{', '.join(known)} {hint}".rstrip())
+
+
+def _dataset(task: str, rows: list[Row], split: str, difficulty: int | Collection[int] | None) -> Dataset:
+    """Filter the rows and give them the task's columns and types."""
+    from datasets import Dataset, Features, List, Value
+
+    splits = sorted({row["split"] for row in rows})
+    levels = None if difficulty is None else {difficulty} if isinstance(difficulty, int) else set(difficulty)
+    kept = [row for row in rows if split in ("all", row["split"]) and (levels is None or row["difficulty"] in levels)]
+    if not kept:
+        raise DataError(task, None, None, f"no row with split {split!r}, difficulty {difficulty}", f"split "
+                        f"{', '.join(splits)} or all; difficulty {sorted({row['difficulty'] for row in rows})}")
+    types = {name: List(Value("string")) if name in LISTS else Value("int64" if name in NUMBERS else "string")
+             for name in COLUMNS[task]}
+    return Dataset.from_list([{name: row[name] for name in COLUMNS[task]} for row in kept], features=Features(types))
+
+
+if __name__ == "__main__":
+    from problama_utils.data_gates import main
+
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""The slides' three rewards, their total, and nothing else.
+
+TRL calls a reward function with keyword columns of equal length and wants one number per completion. The functions
+here never raise on any text. They are:
+
+    correct answer   2.0 when the strictly tagged answer is right, else 0.0
+    short response   0.5 up to 10 words, falling in a line to 0.0 at 30 words; 0.0 when there is no answer to be short
+    soft format      0.5 for exactly one `<answer>…</answer>` pair with something inside, text around it allowed
+
+The deck shows the curves of these rewards but not their code, so the amounts are ours: a right answer (2.0) must
+outweigh everything that can be had without one (1.0). The total that GRPO sees is their sum, 3.0 at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from problama_utils.answers import Verdict, grade, grade_letter, lenient_answer, normalise, strict_answer
+
+Completion = str | list[dict[str, str]]
+RewardFunction = Callable[..., list[float | None]]
+
+CORRECT, SHORT, FORMAT = 2.0, 0.5, 0.5
+FULL_MARKS_WORDS, NO_MARKS_WORDS = 10, 30
+
+
+def completion_text(completion: Completion) -> str:
+    """Return the text of a completion; TRL hands over a list of chat messages where the prompt was a chat."""
+    return completion if isinstance(completion, str) else "".join(turn["content"] or "" for turn in completion)
+
+
+def correct_answer_reward(
+    completions: Sequence[Completion],
+    answer: Sequence[str],
+    aliases: Sequence[Sequence[str]] | None = None,
+    labels: Sequence[Sequence[str]] | None = None,
+    **_: object,
+) -> list[float | None]:
+    """Pay 2.0 for a right answer inside the tags, else 0.0.
+
+    Args:
+        completions: P·G completions, as TRL passes them.
+        answer: P·G right answers: a short text, or a choice letter where `labels` is given.
+        aliases: P·G lists of other answers that count as right (riddles).
+        labels: P·G lists of the letters on offer (multiple choice).
+
+    Returns:
+        P·G rewards; None where a row has no answer to compare with ("cannot be judged" is not 0).
+    """
+    aliases = aliases if aliases is not None else [()] * len(answer)
+    labels = labels if labels is not None else [None] * len(answer)
+    rewards: list[float | None] = []
+    for completion, right, others, letters in zip(completions, answer, aliases, labels, strict=True):
+        if not right:
+            rewards.append(None)
+            continue
+        given = strict_answer(completion_text(completion))
+        verdict = grade_letter(given, right, letters) if letters else grade(given, [right, *others])
+        rewards.append(CORRECT if verdict is Verdict.RIGHT else 0.0)
+    return rewards
+
+
+def short_response_reward(completions: Sequence[Completion], **_: object) -> list[float | None]:
+    """Pay up to 0.5 for brevity: all of it to 10 words, none from 30; an empty answer is not a short one.
+
+    >>> short_response_reward(["<answer>map</answer>", ""])
+    [0.5, 0.0]
+    """
+    rewards: list[float | None] = []
+    for completion in completions:
+        text = completion_text(completion)
+        words = len(text.split())
+        share = (NO_MARKS_WORDS - words) / (NO_MARKS_WORDS - FULL_MARKS_WORDS)
+        answered = bool(normalise(lenient_answer(text) or ""))
+        rewards.append(SHORT * min(1.0, max(0.0, share)) if answered else 0.0)
+    return rewards
+
+
+def soft_format_reward(completions: Sequence[Completion], **_: object) -> list[float | None]:
+    """Pay 0.5 when exactly one pair of answer tags holds something that can be compared.
+
+    >>> soft_format_reward(["I think <answer>map</answer>.", "<answer></answer>", "map"])
+    [0.5, 0.0, 0.0]
+    """
+    read = [strict_answer(completion_text(completion)) for completion in completions]
+    return [FORMAT if answer is not None and normalise(answer) else 0.0 for answer in read]
+
+
+SLIDE_REWARDS: tuple[RewardFunction, ...] = (correct_answer_reward, short_response_reward, soft_format_reward)
+
+
+def total_reward(completions: Sequence[Completion], **columns: object) -> list[float]:
+    """Return the sum of the slides' three rewards per completion; a component that cannot be judged adds nothing."""
+    parts = [function(completions=completions, **columns) for function in SLIDE_REWARDS]
+    return [sum(value for value in row if value is not None) for row in zip(*parts, strict=True)]
