@@ -20,7 +20,7 @@ MAX_CHARACTERS = 2_000  # a completion longer than this is read up to here; the 
 
 
 class Verdict(Enum):
-    """What a judge can say of a completion. `UNJUDGED` means that no single answer could be read, not that it is wrong."""
+    """What a judge can say of a completion. `UNJUDGED`: no single answer could be read, which is not the same as wrong."""
 
     RIGHT = "right"
     WRONG = "wrong"
@@ -113,7 +113,8 @@ def read_letter(answer: str | None, labels: Sequence[str]) -> str | None:
         return text.upper().strip("().:[] ")
     named = {m.upper() for m in re.findall(r"\b([A-Z])\b(?!['’])", text) if m in labels and m != "A"}
     named |= {m.upper() for m in re.findall(r"(?:^|[\s(\[])([A-Za-z])(?=[):.\]])", text) if m.upper() in labels}
-    named |= {m.upper() for m in re.findall(r"\b(?:option|choice|letter)\s+([A-Za-z])\b", text, re.I) if m.upper() in labels}
+    after_word = re.findall(r"\b(?:option|choice|letter)\s+([A-Za-z])\b", text, re.IGNORECASE)
+    named |= {m.upper() for m in after_word if m.upper() in labels}
     if re.search(r"\bA\b(?=\s*(?:$|,|or\b|and\b|/))", text) and "A" in labels:
         named.add("A")
     return named.pop() if len(named) == 1 else None

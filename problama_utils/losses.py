@@ -7,6 +7,7 @@ What differs from the papers:
 1. The GRPO paper (arXiv:2402.03300, eq. 3) averages over the tokens of a completion, then over completions. That is
    aggregation="sequence"; "token" (DAPO, arXiv:2503.14476) and "constant" (Dr. GRPO, arXiv:2503.20783) are offered too.
 2. The clip may have two ranges (DAPO's "clip higher"); clip_high=None means the symmetric clip of PPO.
+3. kl_correction=True weighs the KL estimate by the ratio, as TRL now does by default; the paper does not.
 """
 
 from __future__ import annotations
@@ -174,6 +175,7 @@ def grpo_loss(
     max_tokens: int | None = None,
     token_count: float | Tensor | None = None,
     estimator: Estimator = "k3",
+    kl_correction: bool = False,
 ) -> Tensor:
     r"""The GRPO loss, to be minimised: minus the clipped objective, plus β times the KL estimate.
 
@@ -191,6 +193,9 @@ def grpo_loss(
         aggregation, max_tokens, token_count: see `aggregate`. TRL's loss types: "grpo" = sequence, "bnpo" = token,
             "dapo" = token with the token_count of the whole batch, "dr_grpo" = constant.
         estimator: see `kl_estimate`.
+        kl_correction: multiply the KL estimate by the ratio ρ, gradient included. k1 and k3 then have the exact
+            value and gradient of KL(π_θ ‖ π_ref), off-policy too (DeepSeek-V3.2, arXiv:2512.02556). False is the
+            GRPO paper; True is TRL's default (`use_bias_correction_kl`).
     Returns:
         A scalar.
     Raises:
@@ -210,7 +215,8 @@ def grpo_loss(
     if beta != 0.0:
         if ref_logprobs is None:
             raise ValueError(f"beta is {beta}, so the KL penalty needs ref_logprobs; pass them or set beta=0.")
-        objective = objective - beta * kl_estimate(logprobs, _keep(ref_logprobs, mask), estimator)
+        kl = kl_estimate(logprobs, _keep(ref_logprobs, mask), estimator)
+        objective = objective - beta * (kl * torch.exp(logprobs - old_logprobs.detach()) if kl_correction else kl)
     return -aggregate(objective, mask, aggregation, max_tokens, token_count)
 
 

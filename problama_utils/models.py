@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from problama_utils.config import Profile
-from problama_utils.embedded_model import embedded_model_dir
+from problama_utils.embedded_model import embedded_model_dir, quiet_transformers
 from problama_utils.errors import CourseError
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ def load_policy(profile: Profile, *, seed: int | None = None) -> tuple[PreTraine
 
         set_seed(seed)
     load = _load_with_unsloth if profile.backend == "unsloth" else _load_with_transformers
-    model, tokenizer = load(profile, model_source(profile))
+    source = model_source(profile)
+    with quiet_transformers():
+        model, tokenizer = load(profile, source)
     # Generation continues a prompt at its right end, so padding goes to the left. Saved tokenizers forget this.
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
@@ -54,7 +56,8 @@ def _load_with_unsloth(profile: Profile, source: str) -> tuple[Any, Any]:
         from unsloth import FastLanguageModel
     except ImportError as error:
         raise CourseError(f"Profile {profile.name!r} loads its model through unsloth, which cannot be imported here "
-                          f"({error}). Install the extra with `pip install -e .[gpu]`, or set PROBLAMA_PROFILE=cpu.") from error  # fmt: skip
+                          f"({error}). Install it with `python problama_utils/install.py`, or set PROBLAMA_PROFILE=cpu."
+                          ) from error
     return FastLanguageModel.from_pretrained(
         model_name=source,
         max_seq_length=profile.max_seq_length,
@@ -82,7 +85,7 @@ def _load_with_transformers(profile: Profile, source: str) -> tuple[Any, Any]:
     except OSError as error:
         first_line = str(error).strip().splitlines()[0]
         raise CourseError(f"No model could be read from {source!r} ({first_line}). PROBLAMA_MODEL takes a local folder "
-                          "or a hub id; unset it to use the embedded model.") from error  # fmt: skip
+                          "or a hub id; unset it to use the embedded model.") from error
     return model, tokenizer
 
 
@@ -127,7 +130,8 @@ def attach_lora(model: PreTrainedModel, profile: Profile, *, seed: int | None = 
     if profile.load_in_4bit:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=bool(lora.use_gradient_checkpointing))
     set_seed(seed)
-    shape = LoraConfig(r=lora.r, lora_alpha=lora.lora_alpha, target_modules=list(lora.target_modules), task_type="CAUSAL_LM")
+    targets = list(lora.target_modules)
+    shape = LoraConfig(r=lora.r, lora_alpha=lora.lora_alpha, target_modules=targets, task_type="CAUSAL_LM")
     return get_peft_model(model, shape)
 
 
@@ -142,13 +146,13 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     folder = Path(folder)
     if not (folder / "adapter_model.safetensors").exists():
         raise CourseError(f"There is no adapter in {folder.name!r} (no adapter_model.safetensors): run the training "
-                          "notebook first, it saves one at the end.")  # fmt: skip
+                          "notebook first, it saves one at the end.")
     try:
         return PeftModel.from_pretrained(model, str(folder))
     except (RuntimeError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise CourseError(f"The adapter in {folder.name!r} does not fit this model ({first_line}): load the base model "
-                          "that it was trained on.") from error  # fmt: skip
+                          "that it was trained on.") from error
 
 
 def parameter_counts(model: PreTrainedModel) -> dict[str, int]:

@@ -67,7 +67,7 @@ def read_log(folder: str | Path) -> pd.DataFrame:
         table = pd.DataFrame([row for row in history if "reward" in row])
     else:
         raise CourseError(f"There is no log in {folder.name!r} (neither {LOG_FILE} nor trainer_state.json): run the "
-                          "training notebook that writes it first.")  # fmt: skip
+                          "training notebook that writes it first.")
     if "step" not in table:
         raise CourseError(f"The log in {folder.name!r} has no column 'step'; it has {', '.join(table.columns)}.")
     return table.set_index("step")
@@ -96,7 +96,9 @@ def smooth(values: pd.Series, window: int = 5) -> pd.Series:
     return values.rolling(window, min_periods=1).mean()
 
 
-def draw_curve(ax: Axes, log: pd.DataFrame, metric: str, *, window: int = 5, title: str = "", unit: str = "reward") -> None:
+def draw_curve(
+    ax: Axes, log: pd.DataFrame, metric: str, *, window: int = 5, title: str = "", unit: str = "reward"
+) -> None:
     """Draw one metric over the global step: raw values as dots, their running mean as a line."""
     values = log[metric].dropna()
     ax.plot(values.index, values, linestyle="none", marker=".", color="0.6", label="each step")

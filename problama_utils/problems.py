@@ -39,7 +39,7 @@ from problama_utils.data_sources import DataError, Record, assets_folder, read_j
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["DataError", "count_digit_keys", "fingerprint", "load_few_shot", "load_physical", "load_riddles",
+__all__ = ["LOADERS", "DataError", "count_digit_keys", "fingerprint", "load_few_shot", "load_physical", "load_riddles",
            "load_science"]
 
 LISTS, NUMBERS = {"aliases", "choices", "labels"}, {"label", "difficulty"}
@@ -151,6 +151,9 @@ def count_digit_keys(split: str = "test", *, source: str | Path | None = None) -
     return sum(isinstance(entry, Record) and str(entry.fields.get("answerKey")).isdigit() for entry in entries)
 
 
+LOADERS = {"riddles": load_riddles, "physical": load_physical, "science": load_science}
+
+
 def _check_split(place: Path | str, split: str, known: Collection[str], hint: str = "") -> None:
     if split not in known:
         raise DataError(place, None, None, f"split {split!r}", f"{', '.join(known)} {hint}".rstrip())
@@ -172,6 +175,6 @@ def _dataset(task: str, rows: list[Row], split: str, difficulty: int | Collectio
 
 
 if __name__ == "__main__":
-    from problama_utils.data_gates import main
+    from problama_utils.data_report import main
 
     sys.exit(main())

@@ -16,7 +16,7 @@ Message = dict[str, str]
 SYSTEM_PROMPTS = {
     "riddles": "Solve the riddle. Reply with one short answer inside tags, like this: <answer>word</answer>",
     "piqa": "Choose the option that works. Reply with its letter inside tags, like this: <answer>A</answer>",
-    "science": "Answer the question. Reply with the letter of the right choice inside tags, like this: <answer>A</answer>",
+    "science": "Answer the question. Reply with the letter of your choice inside tags, like this: <answer>A</answer>",
 }
 
 

@@ -30,7 +30,7 @@ from problama_utils.rewards import SLIDE_REWARDS
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import GRPOConfig
 
 TASKS = ("riddles", "piqa")
@@ -95,7 +95,7 @@ def check_lengths(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, settings
 
 
 def grpo_config(settings: GRPOSettings, profile: Profile, *, seed: int, out: Path) -> GRPOConfig:
-    """Translate our settings into TRL's `GRPOConfig`, naming every value on which TRL's default differs or may drift."""
+    """Translate our settings into TRL's `GRPOConfig`, naming every value whose default differs or may drift."""
     import torch
     from trl import GRPOConfig
 
@@ -131,7 +131,15 @@ def grpo_config(settings: GRPOSettings, profile: Profile, *, seed: int, out: Pat
     )
 
 
-def run_grpo(task: str, profile: Profile, *, seed: int = 3407, out: str | Path | None = None) -> Path:
+def run_grpo(
+    task: str,
+    profile: Profile,
+    *,
+    seed: int = 3407,
+    out: str | Path | None = None,
+    policy: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
+    trainer: str = "",
+) -> Path:
     """Train one task and return the run folder with `log.csv`, `run.json` and `adapter/`.
 
     Args:
@@ -139,6 +147,8 @@ def run_grpo(task: str, profile: Profile, *, seed: int = 3407, out: str | Path |
         profile: which model, how long, how large; see `config`.
         seed: of the problems chosen, the adapter, the sampling and the data order.
         out: the run folder; None means `runs/<task>`.
+        policy: `(model with its adapter, tokenizer)` that is already in memory, trained in place; None loads one.
+        trainer: "stock" is TRL's own, "shared-prefix" ours for CPUs (same loss, faster); "" takes what fits the profile.
 
     Raises:
         CourseError: unknown task, settings that cannot work, no model.
@@ -146,15 +156,14 @@ def run_grpo(task: str, profile: Profile, *, seed: int = 3407, out: str | Path |
     settings = task_settings(task, profile)
     folder = Path(out) if out is not None else runs_dir() / task
     folder.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = load_policy(profile, seed=seed)
+    model, tokenizer = policy or _fresh_policy(profile, seed)
     dataset = training_problems(task, settings, seed=seed)
     longest = check_lengths(dataset, tokenizer, settings, profile.max_seq_length)
-    model = attach_lora(model, profile, seed=seed)
 
-    from trl import GRPOTrainer  # after the model: unsloth must patch TRL before it is imported
+    from problama_utils.trainer import trainer_class  # after the model: unsloth patches TRL before it is imported
 
     started = time.perf_counter()
-    trainer = GRPOTrainer(
+    grpo = trainer_class(trainer or ("shared-prefix" if profile.backend == "transformers" else "stock"))(
         model=model,
         reward_funcs=list(SLIDE_REWARDS),
         args=grpo_config(settings, profile, seed=seed, out=folder),
@@ -162,12 +171,17 @@ def run_grpo(task: str, profile: Profile, *, seed: int = 3407, out: str | Path |
         processing_class=tokenizer,
         callbacks=[_log_writer(folder, settings.max_steps, task)],
     )
-    _drop_console_printer(trainer)
-    trainer.train()
-    trainer.save_model(str(folder / monitoring.ADAPTER_FOLDER))
+    _drop_console_printer(grpo)
+    grpo.train()
+    grpo.save_model(str(folder / monitoring.ADAPTER_FOLDER))
     minutes = (time.perf_counter() - started) / 60
     monitoring.write_run(folder, _run_record(task, profile, seed, dataset, longest, minutes))
     return folder
+
+
+def _fresh_policy(profile: Profile, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    model, tokenizer = load_policy(profile, seed=seed)
+    return attach_lora(model, profile, seed=seed), tokenizer
 
 
 def _log_writer(folder: Path, max_steps: int, task: str) -> Any:
@@ -200,7 +214,9 @@ def _drop_console_printer(trainer: Any) -> None:
     trainer.remove_callback(PrinterCallback)
 
 
-def _run_record(task: str, profile: Profile, seed: int, dataset: Dataset, longest: int, minutes: float) -> dict[str, Any]:
+def _run_record(
+    task: str, profile: Profile, seed: int, dataset: Dataset, longest: int, minutes: float
+) -> dict[str, Any]:
     return {
         "task": task,
         "profile": asdict(profile),

@@ -82,8 +82,9 @@ def gradients(model, loss):
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("iterations", [1, 3])
 @pytest.mark.parametrize("beta", [0.0, 0.04, 1.0])
+@pytest.mark.parametrize("kl_correction", [False, True])
 @pytest.mark.parametrize("loss_type", sorted(OURS))
-def test_loss_and_gradient_equal_trl(trainer, loss_type, beta, iterations, seed):
+def test_loss_and_gradient_equal_trl(trainer, loss_type, kl_correction, beta, iterations, seed):
     inputs, drift = rollouts(seed, iterations)
     model = trainer.model
     now = our_logprobs(model, inputs).detach()
@@ -92,13 +93,13 @@ def test_loss_and_gradient_equal_trl(trainer, loss_type, beta, iterations, seed)
     inputs["old_per_token_logps"] = None if drift is None else old
     inputs["ref_per_token_logps"] = reference = now + (torch.zeros_like(now) - 0.3 if drift is None else drift[1])
     trainer.loss_type, trainer.beta = loss_type, beta
-    trainer.args.steps_per_generation = 1
+    trainer.args.steps_per_generation, trainer.args.use_bias_correction_kl = 1, kl_correction
 
     theirs = trainer._compute_loss(model, inputs)
     their_gradient = gradients(model, theirs)
     ours = grpo_loss(
         our_logprobs(model, inputs), old, inputs["advantages"], inputs["completion_mask"],
-        ref_logprobs=reference, beta=beta, **OURS[loss_type],
+        ref_logprobs=reference, beta=beta, kl_correction=kl_correction, **OURS[loss_type],
     )  # fmt: skip
     our_gradient = gradients(model, ours)
     assert their_gradient.abs().max() > 1e-4

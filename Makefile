@@ -1,0 +1,37 @@
+# No Problama: two commands do everything, `make course` and `make test`.
+PYTHON ?= python3
+PY := .venv/bin/python
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help course test test-fast lab badges publish clean setup
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup:
+	@command -v $(PYTHON) >/dev/null || { echo "No Problama: there is no '$(PYTHON)' here: install Python 3.11 or 3.12, or name yours with make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) problama_utils/install.py --venv .venv
+
+course: setup  ## set up, run the six notebooks, leave executed copies and report.html in build/
+	@$(PY) -m problama_utils.course
+
+test: setup test-fast  ## lint, unit tests, then every notebook through nbmake
+	$(PY) -m pytest -m slow
+	$(PY) -m pytest --nbmake --nbmake-timeout=1800 notebooks
+
+test-fast: setup  ## lint and unit tests, under a minute
+	$(PY) -m ruff check
+	$(PY) -m pytest -m "not slow"
+
+lab: setup  ## open the notebooks in JupyterLab
+	$(PY) -m jupyterlab --notebook-dir notebooks
+
+publish: setup  ## run the course, then refresh the committed outputs, timings and README table
+	@$(PY) -m problama_utils.course --publish
+
+badges:  ## restamp the repository's address: make badges REPO=owner/name REF=main
+	@$(PYTHON) problama_utils/badges.py $(REPO) $(REF)
+
+clean:  ## remove the environment, runs and build products (the model cache stays)
+	rm -rf .venv build runs .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

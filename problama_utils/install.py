@@ -1,0 +1,143 @@
+"""Install the course, before anything of it can be imported: standard library only, run as a script.
+
+    python3 problama_utils/install.py --venv .venv    a checkout: make the environment (what `make course` does)
+    python  problama_utils/install.py                 Colab, Kaggle: into the running interpreter, keeping its torch
+
+Both are safe to run twice: a finished installation is recognised and left alone. A failed one ends in one sentence
+and removes what it began.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+STAMP = "problama-installed.txt"
+OLDEST, NEWEST = (3, 11), (3, 14)
+NEEDED_GB = 4.0  # the environment takes 2.4 GB with a CPU build of torch
+KEPT_ON_NOTEBOOK_HOSTS = ("torch", "numpy")  # replacing these under a running kernel breaks it
+NOT_ON_NOTEBOOK_HOSTS = ("jupyterlab", "ipykernel", "ipywidgets", "nbclient", "nbconvert", "nbmake", "pytest", "ruff",
+                         "hypothesis")
+UNSLOTH = ("unsloth==2026.10.9", "unsloth_zoo==2026.10.9")
+UNSLOTH_NEEDS = ("tyro", "msgspec", "hf_transfer", "sentencepiece", "protobuf", "einops", "structlog", "nest-asyncio",
+                 "json5")
+
+
+def fail(sentence: str) -> None:
+    """End with one sentence on stderr and exit status 1."""
+    print(f"No Problama: {sentence}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def wanted_state() -> str:
+    """Return a fingerprint of everything that decides what an installation contains."""
+    parts = [(ROOT / name).read_bytes() for name in ("requirements.txt", "pyproject.toml")]
+    return hashlib.sha256(b"\0".join([*parts, sys.version.encode()])).hexdigest()
+
+
+def check_machine(target: Path) -> None:
+    """Fail early, before anything is written, where the installation cannot succeed."""
+    if not OLDEST <= sys.version_info[:2] <= NEWEST:
+        found = ".".join(map(str, sys.version_info[:3]))
+        fail(f"this Python is {found}, the course needs {OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}: "
+             "install one and run `make course PYTHON=python3.11`.")
+    free = shutil.disk_usage(target.parent).free / 1e9
+    if free < NEEDED_GB:
+        fail(f"{free:.1f} GB are free here, the environment needs {NEEDED_GB:.0f} GB: free some space or move.")
+
+
+def pip(python: Path | str, *arguments: str, log: Path | None = None) -> None:
+    """Run pip quietly; where it fails, say why in one sentence."""
+    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "2"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=ROOT)
+    if log:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(done.stdout + done.stderr, encoding="utf-8")
+    if done.returncode:
+        fail(explain(done.stderr))
+
+
+def explain(stderr: str) -> str:
+    """Turn pip's complaint into what happened and what to do."""
+    text = stderr.lower()
+    if "no space left" in text:
+        return "the disk filled up while installing: free some space (about 4 GB) and run the command again."
+    unreachable = ("connection", "name resolution", "network is unreachable", "timed out", "proxy", "ssl")
+    if any(sign in text for sign in unreachable):
+        return "the package index cannot be reached: check the network or PIP_INDEX_URL and run the command again."
+    missing = re.search(r"no matching distribution found for (\S+)", text)
+    if missing:
+        return (f"the package index has no {missing[1]} for this Python or platform: "
+                "check PIP_INDEX_URL, or use Python 3.11 or 3.12.")
+    last = (stderr.strip().splitlines() or ["no reason given"])[-1]
+    return f"pip failed ({last}): mend that and run the command again."
+
+
+def make_environment(folder: Path) -> None:
+    """Make (or bring up to date) the virtual environment in `folder`; do nothing where it is current."""
+    stamp = folder / STAMP
+    if stamp.exists() and stamp.read_text() == wanted_state():
+        return
+    check_machine(folder)
+    fresh = not folder.exists()
+    stamp.unlink(missing_ok=True)
+    print(f"Setting up {folder.name} (once; a few minutes, about 2.5 GB)", flush=True)
+    try:
+        made = subprocess.run([sys.executable, "-m", "venv", str(folder)], capture_output=True, text=True)
+        if made.returncode:
+            fail("Python's venv module is missing or broken: install it (Debian: python3-venv), then try again.")
+        python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+        pip(python, "--requirement", "requirements.txt", log=ROOT / "build" / "install.log")
+        pip(python, "--no-deps", "--editable", ".")
+    except BaseException:
+        if fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    stamp.write_text(wanted_state())
+
+
+def requirements() -> dict[str, str]:
+    """Return the pinned requirements, `name → pin`, in the file's order."""
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    lines = (line.split("#")[0].strip() for line in text.splitlines())
+    return {re.split(r"[=<>]", line)[0]: line for line in lines if line}
+
+
+def install_into_this_python() -> None:
+    """Colab and Kaggle: add what is missing and keep the runtime's own torch and numpy."""
+    wanted = requirements()
+    keep = []
+    for name in KEPT_ON_NOTEBOOK_HOSTS:
+        pinned = wanted.pop(name)
+        try:
+            keep.append(f"{name}=={importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            keep.append(pinned)
+    rest = [pin for name, pin in wanted.items() if name not in NOT_ON_NOTEBOOK_HOSTS]
+    pip(sys.executable, *keep, *rest)
+    if shutil.which("nvidia-smi"):
+        pip(sys.executable, "--no-deps", *UNSLOTH)
+        pip(sys.executable, *keep, *UNSLOTH_NEEDS)
+    print("No Problama is installed.")
+
+
+def main() -> None:
+    """Parse the one option and install."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--venv", type=Path, help="make a virtual environment here instead of using this Python")
+    options = parser.parse_args()
+    if options.venv:
+        make_environment(ROOT / options.venv)
+    else:
+        install_into_this_python()
+
+
+if __name__ == "__main__":
+    main()
