@@ -153,7 +153,8 @@ def group_advantages(rewards: Tensor, deviation: Deviation = "unbiased", eps: fl
         return centred
     if deviation not in _CORRECTION:
         raise ValueError(f"deviation is {deviation!r}; choose 'unbiased', 'population' or 'none'.")
-    return centred / (rewards.std(dim=-1, correction=_CORRECTION[deviation], keepdim=True) + eps)
+    spread = rewards.std(dim=-1, correction=_CORRECTION[deviation], keepdim=True) + eps
+    return centred / torch.where(equal, torch.ones_like(spread), spread)  # never 0 / 0, not even with eps = 0
 
 
 def _right_padded(mask: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ MAX_CHARACTERS = 2_000  # a completion longer than this is read up to here; the 
 
 
 class Verdict(Enum):
-    """What a judge can say of a completion. `UNJUDGED`: no single answer could be read, which is not the same as wrong."""
+    """What a judge can say of a completion. `UNJUDGED` is not `WRONG`: no single answer could be read."""
 
     RIGHT = "right"
     WRONG = "wrong"

@@ -7,9 +7,9 @@ ancestors. A node then sees exactly what the same token sees in its padded row, 
 
 Letters: P prompts, G completions per prompt, B = P·G rows, T completion tokens, N tree nodes.
 
-Which nodes may attend to which is an N × N mask (`tree_mask`), nearly empty. Long batches are therefore cut by prompts:
-`attention_levels` lists blocks of queries that share their keys, so the largest mask is a block's, and the cost grows in
-proportion to the number of rows instead of its square.
+Which nodes may attend to which is an N × N mask (`tree_mask`), nearly empty. A batch is therefore cut by prompts, and
+large groups by rows: `PackedTree.levels` lists blocks of queries that share their keys, so the largest mask is a
+block's, and the cost grows in proportion to the number of rows instead of its square.
 """
 
 from __future__ import annotations

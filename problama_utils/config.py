@@ -100,8 +100,9 @@ def _cpu() -> Profile:
         name="cpu", model_name="embedded", backend="transformers", max_seq_length=512, load_in_4bit=False,
         fast_inference=False, gpu_memory_utilization=0.0,
         lora=LoraSettings(r=16, lora_alpha=16, use_gradient_checkpointing=False),
-        riddles=GRPOSettings(max_steps=48, dataset_size=16, difficulty=1, max_completion_length=16),
-        piqa=GRPOSettings(max_steps=24, dataset_size=48, max_completion_length=16),
+        riddles=GRPOSettings(max_steps=48, dataset_size=16, difficulty=1, max_completion_length=16, learning_rate=3e-4),
+        piqa=GRPOSettings(max_steps=30, dataset_size=32, difficulty=1, max_completion_length=16, learning_rate=2e-4,
+                          temperature=1.3),
         eval_questions=60,
     )
 

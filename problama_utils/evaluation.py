@@ -184,8 +184,10 @@ def score_physical(
     policy: str,
     few_shot: bool = True,
     max_new_tokens: int = 16,
+    temperature: float = 0.0,
+    seed: int = 0,
 ) -> pd.DataFrame:
-    """Return one row per two-option question, answered greedily with a letter.
+    """Return one row per two-option question, answered with a letter: greedily, or sampled at a temperature above 0.
 
     Columns: `policy, id, goal, answer, completion, letter, strict, lenient, correct_strict, correct_lenient`; `letter`
     is what could be read strictly, None where nothing could.
@@ -194,7 +196,8 @@ def score_physical(
 
     rows, labels = list(questions), ("A", "B")
     chats = [prompts.piqa_messages(row, few_shot=few_shot) for row in rows]
-    completions = complete(model, tokenizer, chats, max_new_tokens=max_new_tokens)
+    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    completions = complete(model, tokenizer, chats, **sampling)
     records = []
     for row, text in zip(rows, completions, strict=True):
         right = prompts.piqa_letter(row)

@@ -158,7 +158,9 @@ def _softmax_scores(queries: torch.Tensor, keys: torch.Tensor, level: AttentionL
     return torch.softmax(scores, -1)
 
 
-def _take_queries(x: torch.Tensor, level: AttentionLevel, kv_heads: int, *, blank_padding: bool = False) -> torch.Tensor:
+def _take_queries(
+    x: torch.Tensor, level: AttentionLevel, kv_heads: int, *, blank_padding: bool = False
+) -> torch.Tensor:
     """(N, H, d) → (K·H_kv, H/H_kv·Q, d): the heads that share keys stand in one product."""
     _, heads, dim = x.shape
     blocks, longest = level.queries_KQ.shape

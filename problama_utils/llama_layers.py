@@ -1,10 +1,10 @@
-"""A Llama's forward pass over a prefix tree, written out for a CPU: the same weights, the same formulas, less copying.
+"""A Llama's forward pass over a prefix tree, written out for a CPU: same weights, same formulas, less copying.
 
-The stock modules compute the right thing for a packed tree too, but slowly on a CPU: PEFT runs its adapters in fp32, the
-head copies its weight once per sequence, and attention pays for the masked half. The functions here read the modules'
-own parameters (nothing is copied or replaced) and differ from them by rounding only; `tests/test_batching.py` holds both
-equal. Adapters stay fp32 parameters, so the optimiser and the checkpoints have full-precision master weights; only
-the products are taken in the base model's dtype.
+The stock modules compute the right thing for a packed tree too, but slowly on a CPU: PEFT runs its adapters in fp32,
+the head copies its weight once per sequence, and attention pays for the masked part. The functions here read the
+modules' own parameters (nothing is copied or replaced) and differ from them by rounding only; `tests/test_batching.py`
+holds both equal. Adapters stay fp32 parameters, so the optimiser and the checkpoints have full-precision master
+weights; only the products are taken in the base model's dtype.
 
 A projection that is not a plain or LoRA-adapted `nn.Linear` with frozen weights (4-bit, DoRA, dropout at work, biases
 under training) is called as the module it is. Letters: N tree nodes, D hidden size, H heads, r LoRA rank, V vocabulary.
@@ -57,7 +57,7 @@ def llama_parts(model: nn.Module) -> LlamaParts:
     body = base.model
     attention = body.layers[0].self_attn
     if getattr(base.config, "pretraining_tp", 1) != 1 or getattr(attention, "sliding_window", None):
-        raise UnsupportedModelError("its configuration uses tensor slicing or windows that the packed pass does not know")
+        raise UnsupportedModelError("its configuration has tensor slicing or windows, unknown to the packed pass")
     return LlamaParts(
         body.embed_tokens, body.layers[: base.config.num_hidden_layers], body.norm, body.rotary_emb, base.lm_head,
         body.norm.weight.dtype, base.config.num_attention_heads, base.config.num_key_value_heads, attention.head_dim,

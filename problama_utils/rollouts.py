@@ -12,7 +12,7 @@ Letters: P distinct prompts, B rows, S prompt tokens, T new tokens, H heads, V v
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch

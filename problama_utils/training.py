@@ -148,7 +148,7 @@ def run_grpo(
         seed: of the problems chosen, the adapter, the sampling and the data order.
         out: the run folder; None means `runs/<task>`.
         policy: `(model with its adapter, tokenizer)` that is already in memory, trained in place; None loads one.
-        trainer: "stock" is TRL's own, "shared-prefix" ours for CPUs (same loss, faster); "" takes what fits the profile.
+        trainer: "stock" is TRL's own, "shared-prefix" ours for CPUs (same loss, faster); "" picks by profile.
 
     Raises:
         CourseError: unknown task, settings that cannot work, no model.

@@ -1,0 +1,77 @@
+"""Profiles: the slides' values to the letter, the switch, and settings that cannot work."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from problama_utils.config import PROFILE_NAMES, GRPOSettings, describe, detect_profile, get_profile
+from problama_utils.errors import CourseError
+
+
+def test_the_slides_profile_holds_every_value_of_the_deck():
+    slides = get_profile("slides")
+    assert slides.model_name == "meta-llama/meta-Llama-3.1-8B-Instruct"
+    assert (slides.max_seq_length, slides.max_lora_rank, slides.lora.r, slides.lora.lora_alpha) == (512, 64, 64, 64)
+    assert slides.lora.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    assert slides.load_in_4bit and slides.fast_inference and slides.gpu_memory_utilization == 0.8
+    assert slides.lora.use_gradient_checkpointing == "unsloth" and slides.lora.random_state == 3407
+    assert slides.riddles.dataset_size == 800 and slides.piqa.max_steps == 4000
+
+
+def test_profiles_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        get_profile("cpu").lora.r = 8
+
+
+@pytest.mark.parametrize("name", PROFILE_NAMES)
+def test_the_environment_overrides_the_hardware(name, monkeypatch):
+    monkeypatch.setenv("PROBLAMA_PROFILE", name)
+    assert detect_profile().name == name
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "capability", "expected"),
+    [(16, (7, 5), "colab-t4"), (24, (8, 6), "colab-t4"), (40, (8, 0), "slides"), (80, (9, 0), "slides"),
+     (32, (7, 0), "colab-t4")],  # a V100 has the memory but no bf16
+)
+def test_a_card_is_judged_by_memory_and_capability(gigabytes, capability, expected, monkeypatch):
+    import torch
+
+    card = type("Card", (), {"total_memory": gigabytes * 1.0e9})
+    monkeypatch.delenv("PROBLAMA_PROFILE", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert detect_profile().name == expected
+
+
+def test_an_unknown_profile_is_one_line_that_lists_the_known_ones(monkeypatch):
+    monkeypatch.setenv("PROBLAMA_PROFILE", "nonsense")
+    call = "from problama_utils.config import detect_profile; detect_profile()"
+    done = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert all(name in done.stderr for name in PROFILE_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [("num_generations", 1), ("temperature", 0.0), ("max_steps", 0), ("beta", -0.1), ("learning_rate", 0.0)],
+)
+def test_settings_that_cannot_work_name_value_rule_and_cure(change, value):
+    with pytest.raises(CourseError) as caught:
+        GRPOSettings(**{"max_steps": 10, "dataset_size": 4, change: value})
+    assert change in str(caught.value) and repr(value) in str(caught.value) and ":" in str(caught.value)
+
+
+def test_a_completion_budget_must_leave_room_for_the_prompt():
+    cpu = get_profile("cpu")
+    with pytest.raises(CourseError, match="max_completion_length = 600"):
+        dataclasses.replace(cpu, riddles=dataclasses.replace(cpu.riddles, max_completion_length=600))
+
+
+def test_describe_names_every_field_once():
+    text = describe(get_profile("cpu"))
+    assert text.count("lora.r = 16") == 1 and "riddles.beta = 0.04" in text

@@ -1,0 +1,79 @@
+"""From problems to a run folder, on a Llama made on the spot: every step real, only small."""
+
+import dataclasses
+
+import pytest
+
+from problama_utils import monitoring
+from problama_utils.config import GRPOSettings, get_profile
+from problama_utils.errors import CourseError
+from problama_utils.models import load_adapter, load_policy
+from problama_utils.problems import load_physical, load_riddles
+from problama_utils.training import check_lengths, grpo_config, run_grpo, task_settings, training_problems
+
+SHORT = GRPOSettings(max_steps=2, dataset_size=4, prompts_per_step=2, num_generations=2, max_completion_length=4,
+                     learning_rate=1e-3, warmup_steps=0, few_shot=False)
+
+
+@pytest.fixture
+def profile(tiny_model_dir, monkeypatch):
+    monkeypatch.setenv("PROBLAMA_MODEL", str(tiny_model_dir))
+    return dataclasses.replace(get_profile("cpu"), riddles=SHORT, piqa=SHORT, max_seq_length=2048)
+
+
+def test_an_unknown_task_lists_the_known_ones(profile):
+    with pytest.raises(CourseError, match="riddles, piqa"):
+        task_settings("chess", profile)
+
+
+def test_riddles_arrive_with_what_the_rewards_read_and_only_from_the_training_split():
+    rows = training_problems("riddles", dataclasses.replace(SHORT, dataset_size=20, difficulty=1), seed=0)
+    train = {row["id"]: row for row in load_riddles("train", difficulty=1)}
+    assert len(rows) == 20 and set(rows.column_names) == {"id", "prompt", "answer", "aliases"}
+    assert all(row["answer"] == train[row["id"]]["answer"] for row in rows)
+
+
+def test_piqa_answers_are_the_letter_of_the_label():
+    rows = training_problems("piqa", SHORT, seed=0)
+    labels = {row["id"]: row["label"] for row in load_physical("train")}
+    assert all(row["answer"] == "AB"[labels[row["id"]]] and row["labels"] == ["A", "B"] for row in rows)
+
+
+def test_the_seed_decides_which_problems_are_taken():
+    first, again, other = (training_problems("riddles", SHORT, seed=seed)["id"] for seed in (1, 1, 2))
+    assert list(first) == list(again) != list(other)
+
+
+def test_prompt_and_completion_must_fit_the_window(profile):
+    _, tokenizer = load_policy(profile)
+    rows = training_problems("riddles", SHORT, seed=0)
+    longest = check_lengths(rows, tokenizer, SHORT, 2048)
+    with pytest.raises(CourseError, match=f"{longest} tokens"):
+        check_lengths(rows, tokenizer, SHORT, longest + SHORT.max_completion_length - 1)
+
+
+def test_our_settings_reach_trl_unchanged(profile, tmp_path):
+    config = grpo_config(SHORT, profile, seed=5, out=tmp_path)
+    assert (config.num_generations, config.per_device_train_batch_size, config.beta) == (2, 4, 0.04)
+    assert (config.max_completion_length, config.seed, config.loss_type) == (4, 5, "grpo")
+
+
+@pytest.mark.parametrize("task", ["riddles", "piqa"])
+def test_a_run_leaves_a_log_a_record_and_an_adapter_that_loads(task, profile, tmp_path):
+    folder = run_grpo(task, profile, seed=3, out=tmp_path / task)
+    log, record = monitoring.read_log(folder), monitoring.read_run(folder)
+    assert log.index.tolist() == [1, 2] and set(monitoring.SLIDE_CURVES) <= set(log.columns)
+    assert record["seed"] == 3 and record["problems"] == 4 and record["versions"]["trl"]
+    load_adapter(load_policy(profile)[0], folder / monitoring.ADAPTER_FOLDER)
+
+
+def test_two_runs_with_the_same_seed_agree_and_another_seed_differs(profile, tmp_path):
+    logs = [monitoring.read_log(run_grpo("riddles", profile, seed=seed, out=tmp_path / name))
+            for name, seed in (("a", 1), ("b", 1), ("c", 2))]
+    columns = ["reward", "loss", "grad_norm", "completions/mean_length", "entropy"]
+    assert logs[0][columns].equals(logs[1][columns]) and not logs[0][columns].equals(logs[2][columns])
+
+
+def test_the_stock_trainer_can_be_chosen(profile, tmp_path):
+    folder = run_grpo("riddles", profile, seed=3, out=tmp_path, trainer="stock")
+    assert len(monitoring.read_log(folder)) == 2
