@@ -1,6 +1,6 @@
 """Measure what the embedded model knows of the kit's own problems before any training, level by level.
 
-    python benchmarks/data_baselines.py            # about ten minutes on one core
+    python benchmarks/data_baselines.py            # 10 to 15 minutes of one core
     python benchmarks/data_baselines.py --limit 8  # a look: the first rows of each level only, nothing is written
 
 Riddles are answered in two ways: by the log-likelihood of the four words of the bank, and open-ended with the slides'
@@ -135,7 +135,6 @@ def main() -> None:
         "what": "embedded model before training, percent right per split and level; see benchmarks/data_baselines.py",
         "date": date.today().isoformat(),
         "machine": machine(),
-        "minutes": round((time.perf_counter() - began) / 60, 1),
         "model": "SmolLM2-135M-Instruct, Q4_1 dequantised to " + str(model.dtype).removeprefix("torch."),
         "versions": {name: version(name) for name in ("torch", "transformers", "datasets")},
         "seed": arguments.seed, "samples": SAMPLES, "max_new_tokens": MAX_NEW_TOKENS,

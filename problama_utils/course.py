@@ -11,6 +11,7 @@ import argparse
 import json
 import platform
 import re
+import shutil
 import sys
 import threading
 import time
@@ -26,7 +27,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
-from problama_utils.config import course_root, detect_profile
+from problama_utils.config import course_root, detect_profile, runs_dir
+from problama_utils.monitoring import LOG_FILE, RUN_FILE
 
 CELL_TIMEOUT = 3600  # seconds; a hung cell must not hang a class
 RESULT = Path("assets/results/course.json")
@@ -90,7 +92,8 @@ def execute(path: Path, progress: Progress) -> tuple[NotebookNode, dict[str, flo
         CellExecutionError: a cell failed; the notebook keeps its outputs up to there.
     """
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, timeout=CELL_TIMEOUT, resources={"metadata": {"path": str(path.parent)}})
+    client = NotebookClient(notebook, timeout=CELL_TIMEOUT, resources={"metadata": {"path": str(path.parent)}},
+                            extra_arguments=["--log-level=ERROR"])  # the kernel's own notes are not the course's
     started, heading, watch = time.perf_counter(), "", None
 
     def before_cell(cell: NotebookNode, cell_index: int) -> None:
@@ -123,16 +126,18 @@ def clean(notebook: NotebookNode) -> NotebookNode:
             continue
         counter += 1
         cell.execution_count = counter
-        cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        cell.outputs = [output for output in cell.outputs if not _is_noise(output)]
         for output in cell.outputs:
             if output.output_type == "execute_result":
                 output.execution_count = counter
-            if "data" in output:
-                for kind in [kind for kind in output.data if "widget" in kind]:
-                    del output.data[kind]
     notebook.metadata.pop("widgets", None)
     notebook.metadata["language_info"] = {"name": "python"}
     return notebook
+
+
+def _is_noise(output: NotebookNode) -> bool:
+    """Progress bars, as text on stderr or as a widget that no saved page can show."""
+    return output.get("name") == "stderr" or any("widget" in kind for kind in output.get("data", {}))
 
 
 def write_report(notebooks: Sequence[NotebookNode], record: dict[str, Any], target: Path) -> None:
@@ -176,11 +181,26 @@ def course_record(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def publish(executed: dict[Path, NotebookNode], record: dict[str, Any], root: Path) -> None:
     """Replace the committed notebooks, measurements and README table by those of this run."""
-    for path, notebook in executed.items():
+    for (path, notebook), row in zip(executed.items(), record["notebooks"], strict=True):
+        notebook.cells[0].source = stamp_cost(notebook.cells[0].source, row, record["profile"])
         nbformat.write(clean(notebook), path)
+    for task in ("riddles", "piqa"):  # the logs that notebook 05 draws for those who have not trained yet
+        shipped = root / "assets" / "runs" / task
+        shipped.mkdir(parents=True, exist_ok=True)
+        for name in (LOG_FILE, RUN_FILE):
+            shutil.copyfile(runs_dir() / task / name, shipped / name)
     (root / RESULT).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     readme = root / "README.md"
     readme.write_text(stamp_table(readme.read_text(encoding="utf-8"), record), encoding="utf-8")
+
+
+def stamp_cost(opening: str, row: dict[str, Any], profile: str) -> str:
+    """Return a notebook's first cell with its measured minutes and memory between the two markers."""
+    cost = (f"**Time and memory.** Profile `{profile}`: {row['minutes']:.1f} minutes and {row['peak_memory_gb']:.1f} GB, "
+            "measured by `make course` (the README says when, where and with what). Profiles `colab-t4` and `slides` "
+            "have not been measured yet.")
+    block = f"<!-- measured -->{cost}<!-- /measured -->"
+    return re.sub(r"<!-- measured -->.*?<!-- /measured -->", lambda _: block, opening, flags=re.DOTALL)
 
 
 def stamp_table(readme: str, record: dict[str, Any]) -> str:

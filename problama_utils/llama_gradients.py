@@ -207,13 +207,12 @@ class Head(torch.autograd.Function):
         logprobs = torch.empty(targets.numel(), device=hidden.device)
         entropies = torch.empty(hidden.shape[0], device=hidden.device)
         expected = torch.empty_like(hidden) if wants_gradient else None
-        starts = torch.searchsorted(predictor_of[order], torch.arange(0, hidden.shape[0], HEAD_ROWS)).tolist()
-        for first, begin, end in zip(
-            range(0, hidden.shape[0], HEAD_ROWS), starts, [*starts[1:], targets.numel()], strict=True
-        ):
+        firsts = torch.arange(0, hidden.shape[0] + HEAD_ROWS, HEAD_ROWS, device=hidden.device)
+        borders = torch.searchsorted(predictor_of[order], firsts).tolist()
+        for number, first in enumerate(range(0, hidden.shape[0], HEAD_ROWS)):
             span = slice(first, first + HEAD_ROWS)
             log_p = F.linear(hidden[span], weight).float().div_(temperature).log_softmax(-1)
-            which = order[begin:end]
+            which = order[borders[number] : borders[number + 1]]
             logprobs[which] = log_p[predictor_of[which] - first, targets[which]]
             p = log_p.exp()
             entropies[span] = -torch.linalg.vecdot(p, log_p)

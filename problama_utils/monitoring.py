@@ -29,6 +29,14 @@ SLIDE_CURVES = {
     "reward": "Total Reward",
 }
 
+# The most each can be (the amounts of `rewards`). Curves are drawn from 0 to here: none looks steeper than it is.
+CEILINGS = {
+    "rewards/correct_answer_reward/mean": 2.0,
+    "rewards/short_response_reward/mean": 0.5,
+    "rewards/soft_format_reward/mean": 0.5,
+    "reward": 3.0,
+}
+
 
 def write_log(folder: Path, rows: Sequence[Mapping[str, float]]) -> None:
     """Write all rows of a run to its `log.csv`, replacing the file in one step."""
@@ -99,7 +107,7 @@ def smooth(values: pd.Series, window: int = 5) -> pd.Series:
 def draw_curve(
     ax: Axes, log: pd.DataFrame, metric: str, *, window: int = 5, title: str = "", unit: str = "reward"
 ) -> None:
-    """Draw one metric over the global step: raw values as dots, their running mean as a line."""
+    """Draw one metric over the global step: raw values as dots, their running mean as a line, its ceiling dotted."""
     values = log[metric].dropna()
     ax.plot(values.index, values, linestyle="none", marker=".", color="0.6", label="each step")
     ax.plot(values.index, smooth(values, window), color="black", label=f"mean of {window} steps")
@@ -107,3 +115,6 @@ def draw_curve(
     ax.set_xlabel("global step")
     ax.set_ylabel(unit)
     ax.grid(alpha=0.3)
+    if metric in CEILINGS:
+        ax.axhline(CEILINGS[metric], linestyle=":", color="black", linewidth=1)
+        ax.set_ylim(-0.04 * CEILINGS[metric], 1.08 * CEILINGS[metric])

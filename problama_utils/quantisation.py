@@ -50,7 +50,7 @@ def uniform_code(levels: int = 15) -> Tensor:
     """
     if levels < 2:
         raise ValueError(f"levels = {levels!r} must be at least 2.")
-    return torch.linspace(-1.0, 1.0, levels)
+    return (2.0 * torch.arange(levels) - (levels - 1)) / (levels - 1)  # linspace would miss the exact 0
 
 
 def dynamic_code() -> Tensor:

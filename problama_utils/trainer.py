@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import inspect
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,6 +98,17 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         own = {"min_new_tokens", "max_new_tokens", "temperature", "top_k", "top_p", "eos_token_id", "do_sample"}
         extra = sorted(set(self.args.generation_kwargs or {}) - own)
         return reasons + ([f"generation_kwargs has {', '.join(extra)}"] if extra else [])
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        """Load every adapter of a checkpoint: transformers 5.17 takes those in subfolders, such as TRL's copy `ref`
+        for the reference policy, for all there are, and would go on from a fresh policy."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        policy = self.accelerator.unwrap_model(self.model if model is None else model)
+        names = list(getattr(policy, "peft_config", {}))
+        folder = Path(resume_from_checkpoint)
+        if len(names) > 1 and (folder / "adapter_model.safetensors").exists():
+            policy.load_adapter(str(folder), policy.active_adapter, is_trainable=True)
+            keep_master_weights(policy)
 
     def _sampling(self) -> Sampling:
         settings = self.generation_config

@@ -14,7 +14,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
@@ -59,23 +59,22 @@ def training_problems(task: str, settings: GRPOSettings, *, seed: int) -> Datase
     Returns:
         A dataset with `prompt` (chat messages), `answer`, and `aliases` (riddles) or `labels` (piqa).
     """
+    from datasets import Dataset
+
     load = load_riddles if task == "riddles" else load_physical
     rows = load("train", difficulty=settings.difficulty or None).shuffle(seed=seed)
     if settings.dataset_size:
         rows = rows.select(range(min(settings.dataset_size, len(rows))))
+    return Dataset.from_list([_asked(task, row, settings.few_shot) for row in rows])
+
+
+def _asked(task: str, row: Mapping[str, Any], few_shot: bool) -> dict[str, Any]:
+    """Return one problem as TRL and the rewards read it."""
     if task == "riddles":
-        return rows.map(
-            lambda row: {"prompt": prompts.riddle_messages(row, few_shot=settings.few_shot)},
-            remove_columns=["riddle", "choices", "difficulty", "split"],
-        )
-    return rows.map(
-        lambda row: {
-            "prompt": prompts.piqa_messages(row, few_shot=settings.few_shot),
-            "answer": prompts.piqa_letter(row),
-            "labels": ["A", "B"],
-        },
-        remove_columns=["goal", "sol1", "sol2", "label", "difficulty", "split"],
-    )
+        return {"id": row["id"], "prompt": prompts.riddle_messages(row, few_shot=few_shot),
+                "answer": row["answer"], "aliases": row["aliases"]}
+    return {"id": row["id"], "prompt": prompts.piqa_messages(row, few_shot=few_shot),
+            "answer": prompts.piqa_letter(row), "labels": ["A", "B"]}
 
 
 def check_lengths(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, settings: GRPOSettings, limit: int) -> int:
@@ -114,6 +113,7 @@ def grpo_config(settings: GRPOSettings, profile: Profile, *, seed: int, out: Pat
         epsilon=settings.epsilon,
         num_iterations=1,
         loss_type="grpo",  # mean over tokens, then over completions, as in the paper
+        use_bias_correction_kl=False,  # the plain k3 estimator of the paper
         scale_rewards="group",  # divide by the group's standard deviation, as on the slide
         weight_decay=0.0,
         max_grad_norm=1.0,

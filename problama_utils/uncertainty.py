@@ -28,7 +28,7 @@ def wilson_interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
     share = right / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return centre - half, centre + half
+    return max(0.0, centre - half), min(1.0, centre + half)  # rounding may step over the edge
 
 
 def standard_error(values: list[float]) -> float:

@@ -30,7 +30,7 @@ def policy(tiny_model_dir):
     return model.float(), tokenizer
 
 
-PAIRS = [("Question: a\nAnswer:", " bee"), ("A much longer context, to be padded against:", " x"), ("q", " a wasp, too")]
+PAIRS = [("Question: a\nAnswer:", " bee"), ("A much longer context, to pad against:", " x"), ("q", " a wasp, too")]
 
 
 def test_log_likelihoods_equal_a_plain_computation_one_by_one(policy):

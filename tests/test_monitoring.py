@@ -8,7 +8,9 @@ import pytest
 
 from problama_utils.errors import CourseError
 from problama_utils.monitoring import (
+    CEILINGS,
     LOG_FILE,
+    SLIDE_CURVES,
     draw_curve,
     first_and_last,
     read_log,
@@ -17,6 +19,7 @@ from problama_utils.monitoring import (
     write_log,
     write_run,
 )
+from problama_utils.rewards import CORRECT, FORMAT, SHORT
 
 matplotlib.use("Agg")
 ROWS = [{"step": 1, "reward": 0.5}, {"step": 2, "reward": 1.0, "kl": 0.25}, {"step": 3, "reward": 1.5}]
@@ -64,11 +67,16 @@ def test_smoothing_never_looks_ahead():
     assert smooth(pd.Series([0.0, 0.0, 9.0]), 3).tolist() == [0.0, 0.0, 3.0]
 
 
+def test_the_ceilings_are_the_amounts_that_the_rewards_pay():
+    parts = [CORRECT, SHORT, FORMAT]
+    assert list(CEILINGS.values()) == [*parts, sum(parts)] and list(CEILINGS) == list(SLIDE_CURVES)
+
+
 def test_a_curve_has_labelled_axes_and_both_raw_and_smoothed_values():
     import matplotlib.pyplot as plt
 
     figure, ax = plt.subplots()
     draw_curve(ax, pd.DataFrame({"reward": [0.0, 1.0, 2.0]}, index=[1, 2, 3]), "reward")
     assert ax.get_xlabel() == "global step" and ax.get_ylabel() == "reward" and ax.get_title() == "Total Reward"
-    assert len(ax.lines) == 2
+    assert len(ax.lines) == 3 and ax.get_ylim()[0] < 0 < 3.0 < ax.get_ylim()[1]
     plt.close(figure)

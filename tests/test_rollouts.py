@@ -102,7 +102,9 @@ def test_a_certain_token_is_always_drawn():
     assert all(draw(logprobs).tolist() == [0, 299, 599] for _ in range(50))
 
 
-@pytest.mark.parametrize(("temperature", "top_k", "top_p"), [(0.7, 0, 1.0), (1.0, 5, 1.0), (1.3, 0, 0.6), (0.9, 8, 0.8)])
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), [(0.7, 0, 1.0), (1.0, 5, 1.0), (1.3, 0, 0.6), (0.9, 8, 0.8)]
+)
 def test_filters_leave_what_transformers_leaves(temperature, top_k, top_p):
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -172,9 +174,8 @@ def test_four_bit_weights_are_decoded_through_their_own_modules():
         for parent in (layer.self_attn, layer.mlp):
             for name, linear in list(parent.named_children()):
                 if isinstance(linear, torch.nn.Linear):
-                    four_bit = bnb.nn.Linear4bit(
-                        linear.in_features, linear.out_features, bias=False, compute_dtype=torch.float32, quant_type="nf4"
-                    )
+                    shape = (linear.in_features, linear.out_features)
+                    four_bit = bnb.nn.Linear4bit(*shape, bias=False, compute_dtype=torch.float32, quant_type="nf4")
                     four_bit.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
                     setattr(parent, name, four_bit.to("cpu"))
     expected = generate(model, PROMPTS, max_new_tokens=6, eos_token_id=[EOS])

@@ -71,11 +71,14 @@ def test_whole_trainings_agree_with_the_stock_trainer_on_the_same_rollouts(tmp_p
     stock_logs, stock_weights = trained(StockOnOurRollouts, tmp_path / "stock", **settings)
     our_logs, our_weights = trained(SharedPrefixGRPOTrainer, tmp_path / "ours", **settings)
     assert len(our_logs) == settings.get("max_steps", 3)
-    assert {row["completions/min_length"] for row in our_logs} | {7} != {7}  # some completions stopped early
+    assert min(row.get("completions/min_length", 7) for row in our_logs) < 7  # some completions stopped early
     for stock, ours in zip(stock_logs, our_logs, strict=True):
         assert ours["loss"] == pytest.approx(stock["loss"], abs=1e-5)
         assert ours["grad_norm"] == pytest.approx(stock["grad_norm"], rel=1e-3)
         for name in stock.keys() - {"step_time"}:
+            if stock[name] is None:  # a mean over no completion at all
+                assert ours[name] is None
+                continue
             assert ours[name] == pytest.approx(stock[name], rel=1e-3, abs=1e-4), name
     for name, weight in stock_weights.items():
         assert torch.allclose(our_weights[name], weight, atol=1e-3), name
