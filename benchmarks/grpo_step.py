@@ -51,7 +51,7 @@ def main() -> None:
         out.write_text(json.dumps(record, indent=1) + "\n")
     last = record["runs"][-1]
     if "ratio" in last:
-        print(f"ratio {last['ratio']:.1f} ({last['ratio_min']:.1f} to {last['ratio_max']:.1f}) over {options.pairs} pairs")
+        print(f"ratio {last['ratio']:.1f} ({last['ratio_min']:.1f} to {last['ratio_max']:.1f}) over {options.pairs} pairs")  # noqa: E501
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -208,7 +208,7 @@ def _machine(options: argparse.Namespace) -> dict:
 
 
 def _work_done(options: argparse.Namespace) -> dict:
-    return {"prompts": options.prompts, "tokens": options.tokens, "beta": options.beta, "profile": "cpu", "task": "riddles"}
+    return {"prompts": options.prompts, "tokens": options.tokens, "beta": options.beta, "profile": "cpu", "task": "riddles"}  # noqa: E501
 
 
 if __name__ == "__main__":

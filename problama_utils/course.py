@@ -196,7 +196,7 @@ def publish(executed: dict[Path, NotebookNode], record: dict[str, Any], root: Pa
 
 def stamp_cost(opening: str, row: dict[str, Any], profile: str) -> str:
     """Return a notebook's first cell with its measured minutes and memory between the two markers."""
-    cost = (f"**Time and memory.** Profile `{profile}`: {row['minutes']:.1f} minutes and {row['peak_memory_gb']:.1f} GB, "
+    cost = (f"**Time and memory.** Profile `{profile}`: {row['minutes']:.1f} minutes, {row['peak_memory_gb']:.1f} GB, "
             "measured by `make course` (the README says when, where and with what). Profiles `colab-t4` and `slides` "
             "have not been measured yet.")
     block = f"<!-- measured -->{cost}<!-- /measured -->"
