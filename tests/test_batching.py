@@ -225,3 +225,15 @@ def test_other_architectures_are_refused_by_name():
 
     with pytest.raises(UnsupportedModelError, match="GPT2LMHeadModel"):
         llama_parts(GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=9)))
+
+
+def test_the_figure_shows_as_many_cells_as_the_counts_say():
+    from problama_utils import batching_figure
+
+    rows = group_batch(8, 3, 4)
+    padded, packed = batching_figure._cells(*rows)
+    counts = batching_figure.token_counts(*rows)
+    assert counts["padded"] == padded.size
+    assert counts["real"] == (padded != batching_figure.PADDING).sum()
+    assert counts["packed"] == (packed != batching_figure.ABSENT).sum() == pack_rows(*rows).size
+    assert f"{counts['packed']:,} tokens" in batching_figure.draw_packing(*rows).axes[1].get_title()
