@@ -46,6 +46,7 @@ def load_policy(profile: Profile, *, seed: int | None = None) -> tuple[PreTraine
         model, tokenizer = load(profile, source)
     # Generation continues a prompt at its right end, so padding goes to the left. Saved tokenizers forget this.
     tokenizer.padding_side = "left"
+    tokenizer.clean_up_tokenization_spaces = False  # WordPiece's habit; transformers warns where a BPE tokenizer has it
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
@@ -86,6 +87,10 @@ def _load_with_transformers(profile: Profile, source: str) -> tuple[Any, Any]:
         first_line = str(error).strip().splitlines()[0]
         raise CourseError(f"No model could be read from {source!r} ({first_line}). PROBLAMA_MODEL takes a local folder "
                           "or a hub id; unset it to use the embedded model.") from error
+    if profile.load_in_4bit:
+        from problama_utils.quantisation import keep_differentiable
+
+        keep_differentiable(model)
     return model, tokenizer
 
 
