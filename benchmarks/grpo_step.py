@@ -46,7 +46,8 @@ def main() -> None:
     if len(groups) > 1:
         _print_growth(record["runs"])
     if options.save:
-        out = ROOT / "assets" / "results" / f"grpo_step_{record['date']}.json"
+        name = "grpo_step_groups" if options.groups else "grpo_step"
+        out = ROOT / "assets" / "results" / f"{name}_{record['date']}.json"
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(record, indent=1) + "\n")
     last = record["runs"][-1]
@@ -65,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", choices=KINDS, help="measure one trainer alone")
     parser.add_argument("--threads", type=int, default=0, help="threads of each process; 0 = torch's own choice")
     parser.add_argument("--cpu-time", action="store_true", help="processor seconds, for machines that are busy")
-    parser.add_argument("--save", action="store_true", help="write assets/results/grpo_step_<date>.json")
+    parser.add_argument("--save", action="store_true", help="write assets/results/grpo_step[_groups]_<date>.json")
     parser.add_argument("--worker", choices=KINDS, help=argparse.SUPPRESS)
     return parser
 
