@@ -21,7 +21,7 @@ test: setup test-fast  ## lint, unit tests, then every notebook through nbmake
 
 test-fast: setup  ## lint and unit tests, under a minute
 	$(PY) -m ruff check
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "not slow"
 
 lab: setup  ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab --notebook-dir notebooks

@@ -130,6 +130,8 @@ def clean(notebook: NotebookNode) -> NotebookNode:
         for output in cell.outputs:
             if output.output_type == "execute_result":
                 output.execution_count = counter
+            if "data" in output:  # a panel keeps the picture it sends along for pages on which widgets do not run
+                output.data = {kind: value for kind, value in output.data.items() if "widget" not in kind}
     notebook.metadata.pop("widgets", None)
     notebook.metadata["language_info"] = {"name": "python"}
     return notebook
@@ -137,7 +139,8 @@ def clean(notebook: NotebookNode) -> NotebookNode:
 
 def _is_noise(output: NotebookNode) -> bool:
     """Progress bars, as text on stderr or as a widget that no saved page can show."""
-    return output.get("name") == "stderr" or any("widget" in kind for kind in output.get("data", {}))
+    data = output.get("data", {})
+    return output.get("name") == "stderr" or (any("widget" in kind for kind in data) and "image/png" not in data)
 
 
 def write_report(notebooks: Sequence[NotebookNode], record: dict[str, Any], target: Path) -> None:

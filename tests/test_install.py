@@ -44,6 +44,7 @@ def test_a_full_disk_is_refused_before_anything_is_made(monkeypatch, tmp_path, c
     assert "0.1 GB are free" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_failed_installation_leaves_no_environment_behind(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(install, "pip", lambda *a, **k: install.fail("the package index cannot be reached"))
     with pytest.raises(SystemExit):

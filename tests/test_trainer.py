@@ -53,6 +53,7 @@ def trained(kind, folder, **settings):
     return logs, weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -141,6 +142,7 @@ def test_the_reference_policy_stays_where_the_adapter_began(tmp_path):
     assert logs[-1]["kl"] > 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path, dtype):
     def run(folder, **settings):

@@ -14,10 +14,10 @@ def check_read_tagged(function: Callable | None) -> CheckResult:
         Case("plain", ("<answer>bee</answer>",), "bee"),
         Case("on several lines", ("So:\n<answer>\nbee\n</answer>",), "bee",
              hint="by default . does not match a line break in a regular expression"),
-        Case("no tags", ("bee",), judge=_gives_none),
-        Case("two pairs are two answers", ("<answer>wasp</answer><answer>bee</answer>",), judge=_gives_none,
+        Case("no tags", ("bee",), None),
+        Case("two pairs are two answers", ("<answer>wasp</answer><answer>bee</answer>",), None,
              hint="find all pairs and insist on exactly one"),
-        Case("nothing inside", ("<answer>  </answer>",), judge=_gives_none,
+        Case("nothing inside", ("<answer>  </answer>",), None,
              hint="strip, then look whether text is left"),
         Case("text around it", ("I say <answer>a bee</answer>!",), "a bee"),
     ])
@@ -52,7 +52,3 @@ def check_diagnosis(answer: Any) -> CheckResult:
         "C": "Every completion runs into the token budget, so no closing tag is ever written and every reward is 0.",
         "D": "β weighs the KL penalty, which starts at 0; it cannot be what keeps every reward at 0.",
     })
-
-
-def _gives_none(value: Any) -> str | None:
-    return None if value is None else f"expected None, got {value!r}"
