@@ -29,6 +29,7 @@ def test_the_course_has_its_six_notebooks_in_order():
     ]
 
 
+@pytest.mark.slow
 def test_executed_copies_measurements_and_a_report_are_left_in_build(small_course):
     root, add = small_course
     add("01_a.ipynb", "print('first')")
@@ -41,6 +42,7 @@ def test_executed_copies_measurements_and_a_report_are_left_in_build(small_cours
     assert "first" in report and "second" in report and "A title" in report
 
 
+@pytest.mark.slow
 def test_a_failing_notebook_stops_the_course_in_words_and_keeps_what_ran(small_course, capsys):
     root, add = small_course
     add("01_a.ipynb", "print('first')")

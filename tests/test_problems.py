@@ -114,6 +114,7 @@ def test_importing_and_loading_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(problems.__file__).parent.parent).returncode == 0
 
 
+@pytest.mark.slow
 def test_the_command_finds_800_600_and_240_problems_and_every_gate_green():
     done = subprocess.run([sys.executable, "-m", "problama_utils.problems"], capture_output=True, text=True,
                           cwd=Path(problems.__file__).parent.parent)
