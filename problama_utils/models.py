@@ -161,15 +161,11 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
 
 
 def parameter_counts(model: PreTrainedModel) -> dict[str, int]:
-    """Return how many parameters are `trainable`, how many there are in `total`, and the `bytes` they occupy.
+    """Return how many parameters are `trainable` and how many there are in `total`.
 
     A 4-bit weight is stored two to a byte; its logical size is counted, as in the literature.
     """
-    counts = {"trainable": 0, "total": 0, "bytes": 0}
-    for weight in model.parameters():
-        packed = type(weight).__name__ == "Params4bit"
-        size = weight.quant_state.shape.numel() if packed and weight.quant_state is not None else weight.numel()
-        counts["total"] += size
-        counts["trainable"] += size if weight.requires_grad else 0
-        counts["bytes"] += weight.numel() * weight.element_size()
-    return counts
+    from problama_utils.model_size import logical_size
+
+    sizes = [(logical_size(weight), weight.requires_grad) for weight in model.parameters()]
+    return {"trainable": sum(size for size, trains in sizes if trains), "total": sum(size for size, _ in sizes)}
