@@ -43,16 +43,25 @@ class GRPOSettings:
     beta: float = 0.04  # weight of the KL penalty against the reference policy; 0 = no reference policy
     epsilon: float = 0.2  # clip range of the probability ratio
     few_shot: bool = True  # the slides' two examples as chat turns before each problem
+    per_device_batch_size: int = 0  # rows per backward pass, for cards that cannot take P · G at once; 0 = all of them
+    save_every: int = 12  # optimiser steps between checkpoints
+    heldout_every: int = 12  # optimiser steps between measurements on held-out problems; 0 = only before and after
+    heldout_size: int = 48  # held-out problems measured, the same for every seed; 0 = all there are
 
     def __post_init__(self) -> None:
         _require(self.num_generations >= 2, "num_generations", self.num_generations, "at least 2",
                  "a group of one has no mean to be compared with: use 8")
         _require(self.temperature > 0, "temperature", self.temperature, "above 0",
                  "greedy groups are all alike and teach nothing: use 0.9")
-        for name in ("max_steps", "prompts_per_step", "max_completion_length", "learning_rate"):
+        for name in ("max_steps", "prompts_per_step", "max_completion_length", "learning_rate", "save_every"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "above 0", "see the profile `cpu`")
-        for name in ("beta", "epsilon", "dataset_size", "warmup_steps"):
+        for name in ("beta", "epsilon", "dataset_size", "warmup_steps", "per_device_batch_size", "heldout_every",
+                     "heldout_size"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more", "0 switches it off")
+        rows = self.per_device_batch_size
+        _require(not rows or self.completions_per_step % rows == 0, "per_device_batch_size", rows,
+                 f"a divisor of prompts_per_step · num_generations = {self.completions_per_step}",
+                 "a step must hold whole groups: use 0 for all rows at once, or one of 1, 2, 4, 8")
 
     @property
     def completions_per_step(self) -> int:
@@ -100,7 +109,8 @@ def _cpu() -> Profile:
         name="cpu", model_name="embedded", backend="transformers", max_seq_length=512, load_in_4bit=False,
         fast_inference=False, gpu_memory_utilization=0.0,
         lora=LoraSettings(r=16, lora_alpha=16, use_gradient_checkpointing=False),
-        riddles=GRPOSettings(max_steps=48, dataset_size=16, difficulty=1, max_completion_length=16, learning_rate=3e-4),
+        riddles=GRPOSettings(max_steps=48, dataset_size=64, difficulty=1, max_completion_length=16, learning_rate=3e-4,
+                             temperature=0.7),
         piqa=GRPOSettings(max_steps=30, dataset_size=32, difficulty=1, max_completion_length=16, learning_rate=2e-4,
                           temperature=1.3),
         eval_questions=60,

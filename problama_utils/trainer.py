@@ -17,13 +17,13 @@ from __future__ import annotations
 import ctypes
 import inspect
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
 from trl import GRPOTrainer
 
 from problama_utils.batching import pack_padded
+from problama_utils.checkpoints import SafeCheckpoints
 from problama_utils.decoding_weights import DecodingWeights
 from problama_utils.llama_layers import UnsupportedModelError, llama_parts, tree_logprobs
 from problama_utils.rollouts import Sampling, sample_completions
@@ -48,7 +48,7 @@ PLAIN_GENERATION = {  # settings of TRL that our sampler does not have, with the
 }  # fmt: skip
 
 
-class SharedPrefixGRPOTrainer(GRPOTrainer):
+class SharedPrefixGRPOTrainer(SafeCheckpoints, GRPOTrainer):
     """A drop-in `GRPOTrainer` for LoRA on a Llama, made for CPUs; the constructor's arguments are TRL's.
 
     Where it cannot be sure to do what TRL does (other model, other TRL, a setting its sampler lacks) it trains the
@@ -100,15 +100,8 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         return reasons + ([f"generation_kwargs has {', '.join(extra)}"] if extra else [])
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        """Load every adapter of a checkpoint: transformers 5.17 takes those in subfolders, such as TRL's copy `ref`
-        for the reference policy, for all there are, and would go on from a fresh policy."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        policy = self.accelerator.unwrap_model(self.model if model is None else model)
-        names = list(getattr(policy, "peft_config", {}))
-        folder = Path(resume_from_checkpoint)
-        if len(names) > 1 and (folder / "adapter_model.safetensors").exists():
-            policy.load_adapter(str(folder), policy.active_adapter, is_trainable=True)
-            keep_master_weights(policy)
+        keep_master_weights(self.accelerator.unwrap_model(self.model if model is None else model))
 
     def _sampling(self) -> Sampling:
         settings = self.generation_config

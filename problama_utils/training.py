@@ -1,5 +1,8 @@
 """Train a policy with GRPO: problems → prompts → TRL's `GRPOTrainer` → a run folder.
 
+A run that was killed, interrupted or cut off goes on where its last whole checkpoint stands when the same call is made
+again; on a CPU its log and adapter end up bit for bit as if nothing had happened.
+
 What differs from DeepSeekMath's algorithm (arXiv:2402.03300) in the settings used here:
 
 1. One optimiser step per batch of rollouts, so the probability ratio is 1 when its gradient is taken.
@@ -10,87 +13,38 @@ What differs from DeepSeekMath's algorithm (arXiv:2402.03300) in the settings us
 
 from __future__ import annotations
 
+import json
+import os
 import platform
 import resource
-import sys
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from problama_utils import monitoring, prompts
+from problama_utils import checkpoints, monitoring, run_folder
 from problama_utils.config import GRPOSettings, Profile, runs_dir
 from problama_utils.errors import CourseError
-from problama_utils.models import attach_lora, compute_dtype, load_policy
-from problama_utils.problems import fingerprint, load_physical, load_riddles
+from problama_utils.models import attach_lora, compute_dtype, load_policy, model_source
+from problama_utils.problems import fingerprint
 from problama_utils.rewards import SLIDE_REWARDS
+from problama_utils.training_checks import check_budget, check_lengths, check_settings, prompt_lengths
+from problama_utils.training_data import TASKS, heldout_problems, task_settings, training_order, training_problems
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-    from trl import GRPOConfig
+    from trl import GRPOConfig, GRPOTrainer
 
-TASKS = ("riddles", "piqa")
 RECORDED_PACKAGES = ("torch", "transformers", "trl", "peft", "datasets")
 
 
-def task_settings(task: str, profile: Profile) -> GRPOSettings:
-    """Return the profile's settings of a task.
-
-    Raises:
-        CourseError: there is no such task.
-    """
-    if task not in TASKS:
-        raise CourseError(f"There is no task {task!r}. Choose one of: {', '.join(TASKS)}.")
-    return getattr(profile, task)
-
-
-def training_problems(task: str, settings: GRPOSettings, *, seed: int) -> Dataset:
-    """Return the problems to train on, in the columns that TRL and the rewards read.
-
-    Args:
-        task: "riddles" or "piqa".
-        settings: how many problems, of which difficulty, with or without the two examples.
-        seed: of the choice of `settings.dataset_size` problems.
-
-    Returns:
-        A dataset with `prompt` (chat messages), `answer`, and `aliases` (riddles) or `labels` (piqa).
-    """
-    from datasets import Dataset
-
-    load = load_riddles if task == "riddles" else load_physical
-    rows = load("train", difficulty=settings.difficulty or None).shuffle(seed=seed)
-    if settings.dataset_size:
-        rows = rows.select(range(min(settings.dataset_size, len(rows))))
-    return Dataset.from_list([_asked(task, row, settings.few_shot) for row in rows])
-
-
-def _asked(task: str, row: Mapping[str, Any], few_shot: bool) -> dict[str, Any]:
-    """Return one problem as TRL and the rewards read it."""
-    if task == "riddles":
-        return {"id": row["id"], "prompt": prompts.riddle_messages(row, few_shot=few_shot),
-                "answer": row["answer"], "aliases": row["aliases"]}
-    return {"id": row["id"], "prompt": prompts.piqa_messages(row, few_shot=few_shot),
-            "answer": prompts.piqa_letter(row), "labels": ["A", "B"]}
-
-
-def check_lengths(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, settings: GRPOSettings, limit: int) -> int:
-    """Return the longest prompt in tokens, after making sure that prompt and completion fit the model's window.
-
-    Raises:
-        CourseError: prompt + completion exceed `limit` tokens.
-    """
-    encoded = tokenizer.apply_chat_template(list(dataset["prompt"]), add_generation_prompt=True, return_dict=True)
-    longest = max(len(ids) for ids in encoded["input_ids"])
-    if longest + settings.max_completion_length > limit:
-        raise CourseError(
-            f"The longest prompt has {longest} tokens and max_completion_length is {settings.max_completion_length}, "
-            f"together more than max_seq_length = {limit}: lower the completion budget or raise max_seq_length."
-        )
-    return longest
+class TrainingInterrupted(CourseError):
+    """The reader stopped a training; it is saved and goes on with the same call."""
 
 
 def grpo_config(settings: GRPOSettings, profile: Profile, *, seed: int, out: Path) -> GRPOConfig:
@@ -98,11 +52,12 @@ def grpo_config(settings: GRPOSettings, profile: Profile, *, seed: int, out: Pat
     import torch
     from trl import GRPOConfig
 
+    rows = settings.per_device_batch_size or settings.completions_per_step
     return GRPOConfig(
-        output_dir=str(out),
+        output_dir=str(out / run_folder.CHECKPOINTS),
         max_steps=settings.max_steps,
-        per_device_train_batch_size=settings.completions_per_step,  # P·G rows, all groups whole
-        gradient_accumulation_steps=1,
+        per_device_train_batch_size=rows,  # rows of one backward pass; all of a step together are P·G, groups whole
+        gradient_accumulation_steps=settings.completions_per_step // rows,
         num_generations=settings.num_generations,
         max_completion_length=settings.max_completion_length,
         temperature=settings.temperature,
@@ -123,7 +78,10 @@ def grpo_config(settings: GRPOSettings, profile: Profile, *, seed: int, out: Pat
         gradient_checkpointing=bool(profile.lora.use_gradient_checkpointing),
         use_vllm=profile.fast_inference,
         logging_steps=1,
-        save_strategy="no",
+        save_strategy="steps",
+        save_steps=settings.save_every,
+        save_total_limit=checkpoints.KEPT,
+        shuffle_dataset=False,  # `training_order` has done it
         report_to="none",
         disable_tqdm=True,  # our own bar goes to stderr, so saved notebooks stay free of it
         seed=seed,
@@ -139,44 +97,76 @@ def run_grpo(
     out: str | Path | None = None,
     policy: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
     trainer: str = "",
+    resume: bool = True,
+    strict: bool = True,
 ) -> Path:
-    """Train one task and return the run folder with `log.csv`, `run.json` and `adapter/`.
+    """Train one task and return the run folder, whose files `run_folder` describes.
 
     Args:
         task: "riddles" or "piqa".
         profile: which model, how long, how large; see `config`.
         seed: of the problems chosen, the adapter, the sampling and the data order.
-        out: the run folder; None means `runs/<task>`.
+        out: the run folder; None means `runs/<task>`. It may lie on a mounted drive.
         policy: `(model with its adapter, tokenizer)` that is already in memory, trained in place; None loads one.
         trainer: "stock" is TRL's own, "shared-prefix" ours for CPUs (same loss, faster); "" picks by profile.
+        resume: go on with an unfinished run of the same settings found in the folder; False starts anew. A finished
+            run is replaced, an unfinished one of other settings is renamed.
+        strict: False trains what `training_checks` would refuse, to watch it fail.
 
     Raises:
-        CourseError: unknown task, settings that cannot work, no model.
+        CourseError: unknown task, settings that cannot work, no model, no room for the adapter.
+        TrainingInterrupted: Ctrl-C; the run is saved.
     """
     settings = task_settings(task, profile)
+    problems = training_problems(task, settings, seed=seed)
+    if strict:
+        check_settings(task, settings, profile, problems["prompt"])
     folder = Path(out) if out is not None else runs_dir() / task
-    folder.mkdir(parents=True, exist_ok=True)
+    name = trainer or ("shared-prefix" if profile.backend == "transformers" else "stock")
+    plan = {"task": task, "profile": asdict(profile), "seed": seed, "model": Path(model_source(profile)).name,
+            "trainer": name, "data_fingerprint": fingerprint(problems)}
+    checkpoint, minutes = _prepare(folder, plan, resume)
+
     model, tokenizer = policy or _fresh_policy(profile, seed)
-    dataset = training_problems(task, settings, seed=seed)
-    longest = check_lengths(dataset, tokenizer, settings, profile.max_seq_length)
-
-    from problama_utils.trainer import trainer_class  # after the model: unsloth patches TRL before it is imported
-
-    started = time.perf_counter()
-    grpo = trainer_class(trainer or ("shared-prefix" if profile.backend == "transformers" else "stock"))(
-        model=model,
-        reward_funcs=list(SLIDE_REWARDS),
-        args=grpo_config(settings, profile, seed=seed, out=folder),
-        train_dataset=dataset,
-        processing_class=tokenizer,
-        callbacks=[_log_writer(folder, settings.max_steps, task)],
-    )
-    _drop_console_printer(grpo)
-    grpo.train()
-    grpo.save_model(str(folder / monitoring.ADAPTER_FOLDER))
+    lengths = prompt_lengths(problems, tokenizer)
+    longest = check_lengths(lengths, settings, profile.max_seq_length)
+    if strict and checkpoint is None:
+        check_budget(model, tokenizer, problems, settings)
+    ordered = problems.select(training_order(lengths, settings, seed=seed))
+    started = time.perf_counter() - 60 * minutes
+    with checkpoints.stop_on_interrupt() as stop:
+        grpo = _make_trainer(name, model, tokenizer, ordered, profile, task, seed, folder, stop)
+        grpo.add_callback(_clock(folder, plan, started))
+        grpo.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if grpo.state.global_step < settings.max_steps:
+        raise TrainingInterrupted(f"Stopped after step {grpo.state.global_step} of {settings.max_steps}; the run is "
+                                  f"saved in {folder.name!r}. Make the same call again to go on from there.")
+    _save_adapter(grpo, folder)
     minutes = (time.perf_counter() - started) / 60
-    monitoring.write_run(folder, _run_record(task, profile, seed, dataset, longest, minutes))
+    run_folder.write_json(folder / monitoring.RUN_FILE, {**plan, **_run_record(problems, longest, minutes)})
+    (folder / run_folder.PLAN_FILE).unlink(missing_ok=True)
+    shutil.rmtree(folder / run_folder.CHECKPOINTS, ignore_errors=True)
     return folder
+
+
+def _prepare(folder: Path, plan: dict[str, Any], resume: bool) -> tuple[Path | None, float]:
+    """Make the folder ready; return the checkpoint to go on from (None: the start) and the minutes already spent."""
+    before = run_folder.read_plan(folder)
+    minutes = before.pop("minutes", 0.0) if before else 0.0
+    if before is not None and before != json.loads(json.dumps(plan)) and resume:
+        aside = run_folder.set_aside(folder)
+        checkpoints.say(f"{folder.name} held an unfinished run with other settings; it is now in {aside.name}.")
+        before = None
+    checkpoint = checkpoints.newest_whole(folder / run_folder.CHECKPOINTS) if before is not None and resume else None
+    if checkpoint is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        run_folder.empty(folder)
+        run_folder.write_json(folder / run_folder.PLAN_FILE, plan)
+        return None, 0.0
+    step = checkpoints.checkpoint_step(checkpoint)
+    checkpoints.say(f"going on with the unfinished run in {folder.name} after step {step}.")
+    run_folder.rewind(folder, step)
+    return checkpoint, minutes
 
 
 def _fresh_policy(profile: Profile, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -184,50 +174,73 @@ def _fresh_policy(profile: Profile, seed: int) -> tuple[PreTrainedModel, PreTrai
     return attach_lora(model, profile, seed=seed), tokenizer
 
 
-def _log_writer(folder: Path, max_steps: int, task: str) -> Any:
-    """Return a callback that keeps `log.csv` current and shows progress with the time left on stderr."""
-    from tqdm import tqdm
-    from transformers import TrainerCallback
-
-    class LogWriter(TrainerCallback):
-        def __init__(self) -> None:
-            self.rows: list[dict[str, float]] = []
-            self.bar = tqdm(total=max_steps, desc=f"GRPO {task}", unit="step", file=sys.stderr)
-
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            if logs and "reward" in logs:  # the closing summary has no rewards
-                self.rows.append({"step": state.global_step, **logs})
-                monitoring.write_log(folder, self.rows)
-                self.bar.set_postfix(reward=f"{float(logs['reward']):.2f}")
-                self.bar.update(state.global_step - self.bar.n)
-
-        def on_train_end(self, args, state, control, **kwargs):
-            self.bar.close()
-
-    return LogWriter()
-
-
-def _drop_console_printer(trainer: Any) -> None:
-    """TRL prints every log as a dictionary when its bar is off; the log is on disk, and the notebook stays readable."""
+def _make_trainer(
+    name: str, model: Any, tokenizer: Any, ordered: Dataset, profile: Profile, task: str, seed: int, folder: Path,
+    stop: checkpoints.StopRequest,
+) -> GRPOTrainer:
     from transformers.trainer_callback import PrinterCallback
 
-    trainer.remove_callback(PrinterCallback)
+    from problama_utils import progress
+    from problama_utils.trainer import trainer_class  # after the model: unsloth patches TRL before it is imported
+
+    settings = task_settings(task, profile)
+    writer = progress.RunWriter(folder, settings.max_steps, f"GRPO {task}", stop)
+    rewards = [writer.watch(SLIDE_REWARDS[0], settings.num_generations), *SLIDE_REWARDS[1:]]
+    heldout = heldout_problems(task, settings)
+
+    def measure(policy: Any) -> dict[str, int]:
+        return progress.heldout_counts(policy, tokenizer, heldout, settings.max_completion_length)
+
+    watchers = [progress.LiveCurve()] if progress.someone_watches() else []
+    grpo = checkpoints.with_safe_checkpoints(trainer_class(name))(
+        model=model,
+        reward_funcs=rewards,
+        args=grpo_config(settings, profile, seed=seed, out=folder),
+        train_dataset=ordered,
+        processing_class=tokenizer,
+        callbacks=[writer, progress.HeldOut(folder, measure, settings.heldout_every), *watchers],
+    )
+    grpo.remove_callback(PrinterCallback)  # it prints every log as a dictionary; the log is on disk
+    return grpo
 
 
-def _run_record(
-    task: str, profile: Profile, seed: int, dataset: Dataset, longest: int, minutes: float
-) -> dict[str, Any]:
+def _clock(folder: Path, plan: dict[str, Any], started: float) -> Any:
+    """Return a callback that notes in `plan.json`, at each checkpoint, how many minutes the run has taken so far."""
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            try:
+                spent = (time.perf_counter() - started) / 60
+                run_folder.write_json(folder / run_folder.PLAN_FILE, {**plan, "minutes": spent})
+            except OSError:  # RunWriter has said that the disk is full; the old plan still stands
+                pass
+
+    return Clock()
+
+
+def _save_adapter(grpo: GRPOTrainer, folder: Path) -> None:
+    """Save the policy's adapter, and not TRL's copy of the reference, in one step."""
+    policy = grpo.accelerator.unwrap_model(grpo.model)
+    part, adapter = folder / "adapter.part", folder / monitoring.ADAPTER_FOLDER
+    try:
+        policy.save_pretrained(str(part), selected_adapters=[policy.active_adapter], safe_serialization=True)
+        shutil.rmtree(adapter, ignore_errors=True)
+        os.replace(part, adapter)
+    except Exception as error:  # safetensors raises its own kind for a full disk
+        raise CourseError(f"The training is finished, but its adapter cannot be written to {folder.name!r} ({error}): "
+                          "free some disk space and make the same call again, it goes on from the last checkpoint."
+                          ) from error
+
+
+def _run_record(problems: Dataset, longest: int, minutes: float) -> dict[str, Any]:
     return {
-        "task": task,
-        "profile": asdict(profile),
-        "seed": seed,
         "date": date.today().isoformat(),
         "minutes": round(minutes, 2),
         # kilobytes on Linux: the high-water mark of the whole process, so of this training and all before it
         "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
-        "problems": len(dataset),
+        "problems": len(problems),
         "longest_prompt_tokens": longest,
-        "data_fingerprint": fingerprint(dataset),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in RECORDED_PACKAGES}},
         "machine": f"{platform.system()} {platform.machine()}, {_cores()} cores, {str(compute_dtype())[6:]}",
     }
@@ -249,10 +262,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--profile", help="cpu, colab-t4 or slides (default: by hardware)")
     parser.add_argument("--seed", type=int, default=3407)
-    parser.add_argument("--out", help="run folder (default: runs/<task>)")
+    parser.add_argument("--out", help="run folder (default: runs/<task>); an unfinished run in it is gone on with")
+    parser.add_argument("--anew", action="store_true", help="start anew, whatever the folder holds")
     options = parser.parse_args(arguments)
     profile = get_profile(options.profile) if options.profile else detect_profile()
-    folder = run_grpo(options.task, profile, seed=options.seed, out=options.out)
+    folder = run_grpo(options.task, profile, seed=options.seed, out=options.out, resume=not options.anew)
     log = monitoring.read_log(folder)
     for metric, title in monitoring.SLIDE_CURVES.items():
         first, last = monitoring.first_and_last(log, metric)

@@ -1,0 +1,140 @@
+"""Checkpoints that can be trusted: sealed when complete, checked before use, skipped when the disk is full.
+
+transformers writes a checkpoint file by file, so one that was interrupted looks like a whole one. Here a checkpoint
+counts only once a manifest with the SHA-256 of every file stands beside them; the manifest is written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+MANIFEST = "manifest.json"
+KEPT = 2  # the newest may turn out damaged; then there is one before it
+
+
+def seal(checkpoint: Path) -> None:
+    """Write the manifest of a finished checkpoint: `file → SHA-256`."""
+    manifest = {path.relative_to(checkpoint).as_posix(): _sha256(path) for path in _files(checkpoint)}
+    part = checkpoint / (MANIFEST + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, checkpoint / MANIFEST)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint has its manifest and every file is as it was sealed."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        return bool(manifest) and all(_sha256(checkpoint / name) == digest for name, digest in manifest.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """Return the optimiser step after which a checkpoint was taken: `checkpoint-12` → 12."""
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """Return the newest checkpoint in `folder` that is whole, or None; damaged ones are named on stderr and removed."""
+    found = sorted((path for path in folder.glob("checkpoint-*") if path.is_dir()), key=checkpoint_step, reverse=True)
+    for place, checkpoint in enumerate(found):
+        if is_whole(checkpoint):
+            return checkpoint
+        before = found[place + 1].name if place + 1 < len(found) else "the start"
+        say(f"{checkpoint.name} is damaged or was never finished: trying {before}.")
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    return None
+
+
+def say(sentence: str) -> None:
+    """Tell the reader one thing on stderr, on a line of its own and above any progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(f"No Problama: {sentence}", file=sys.stderr)
+
+
+def _files(checkpoint: Path) -> list[Path]:
+    return sorted(path for path in checkpoint.rglob("*") if path.is_file() and not path.name.startswith(MANIFEST))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class SafeCheckpoints:
+    """Mixed into a transformers Trainer: seals what it saves, survives a full disk, loads every adapter."""
+
+    def _save_checkpoint(self: Any, *args: Any, **kwargs: Any) -> None:
+        from safetensors import SafetensorError
+
+        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+            seal(checkpoint)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk says
+            shutil.rmtree(checkpoint, ignore_errors=True)
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            say(f"{checkpoint.name} could not be saved ({reason[:120]}): training goes on, the checkpoint before it "
+                "stays. Free some disk space.")
+
+    def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load every adapter of a checkpoint: transformers 5.17 takes those in subfolders, such as TRL's copy `ref`
+        for the reference policy, for all there are, and would go on from a fresh policy."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        policy = self.accelerator.unwrap_model(self.model if model is None else model)
+        names = list(getattr(policy, "peft_config", {}))
+        folder = Path(resume_from_checkpoint)
+        if len(names) > 1 and (folder / "adapter_model.safetensors").exists():
+            policy.load_adapter(str(folder), policy.active_adapter, is_trainable=True)
+
+
+def with_safe_checkpoints(trainer: type) -> type:
+    """Return the trainer class with `SafeCheckpoints` mixed in, itself where it already is."""
+    if issubclass(trainer, SafeCheckpoints):
+        return trainer
+    return type(f"Resumable{trainer.__name__}", (SafeCheckpoints, trainer), {})
+
+
+class StopRequest:
+    """Whether the reader has asked the training to stop at the end of the step."""
+
+    asked = False
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[StopRequest]:
+    """Turn the first Ctrl-C (or a notebook's "Interrupt kernel") into a request; the second interrupts at once.
+
+    In the middle of a step the random state and the optimiser do not belong together, so nothing worth saving exists.
+    """
+    request = StopRequest()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if request.asked:
+            raise KeyboardInterrupt
+        request.asked = True
+        say("stopping at the end of this step, then saving (once more to stop without).")
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield request
+        return
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield request
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,186 @@
+"""What happens between the steps of a training: rows to disk, held-out measurements, a bar, a curve that refreshes.
+
+Nothing here changes the training: no random number is drawn and no weight is touched.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from problama_utils import monitoring, run_folder
+from problama_utils.answers import Verdict, grade, grade_letter, strict_answer
+from problama_utils.checkpoints import StopRequest, say
+from problama_utils.rewards import SLIDE_REWARDS, RewardFunction, completion_text
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SECONDS_BETWEEN_WRITES = 1.0  # a GPU makes several steps a second; the files need not
+SECONDS_BETWEEN_PICTURES = 3.0
+
+
+def heldout_counts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Dataset, max_new_tokens: int
+) -> dict[str, int]:
+    """Return how many held-out problems a policy answers greedily `right`, `wrong` or `unjudged`, and `n` of them."""
+    from problama_utils.evaluation import complete
+
+    was_training = model.training
+    texts = complete(model, tokenizer, list(problems["prompt"]), max_new_tokens=max_new_tokens)
+    model.train(was_training)
+    given = verdicts(problems, texts)
+    return {**{verdict.value: given.count(verdict.value) for verdict in Verdict}, "n": len(texts)}
+
+
+def verdicts(problems: Dataset, completions: Sequence[str]) -> list[str]:
+    """Return "right", "wrong" or "unjudged" for each completion, strictly read, of a dataset of `training_data`."""
+    found = []
+    for row, text in zip(problems, completions, strict=True):
+        given, letters = strict_answer(text), row.get("labels")
+        accepted = [row["answer"], *row.get("aliases", [])]
+        verdict = grade_letter(given, row["answer"], letters) if letters else grade(given, accepted)
+        found.append(verdict.value)
+    return found
+
+
+class RunWriter(TrainerCallback):
+    """Keeps the run folder current; a full disk costs rows for a while, never the run."""
+
+    def __init__(self, folder: Path, max_steps: int, title: str, stop: StopRequest):
+        from tqdm import tqdm
+
+        self.folder, self.stop = folder, stop
+        self.bar = tqdm(total=max_steps, desc=title, unit="step", file=sys.stderr)
+        self.group: list[dict[str, Any]] = []
+        self.waiting: list[dict[str, Any]] = []
+        self.written = 0.0
+        self.complained = False
+
+    def watch(self, function: RewardFunction, group: int) -> RewardFunction:
+        """Return the reward function unchanged but for keeping the first group of completions that it sees."""
+
+        @functools.wraps(function)
+        def watched(completions: Sequence[Any], **columns: Any) -> list[float | None]:
+            self.group = _with_rewards(completions[:group], {
+                name: values[:group] for name, values in columns.items() if isinstance(values, list)})
+            return function(completions=completions, **columns)
+
+        return watched
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.bar.update(state.global_step)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "reward" in logs:
+            self.waiting += [{"step": state.global_step, **row} for row in self.group]
+            self.bar.set_postfix(reward=f"{float(logs['reward']):.2f}")
+            self.bar.update(state.global_step - self.bar.n)
+            if time.monotonic() - self.written >= SECONDS_BETWEEN_WRITES:
+                self._write(state)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.stop.asked:
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args, state, control, **kwargs):
+        self._write(state)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._write(state)
+        self.bar.close()
+
+    def _write(self, state: Any) -> None:
+        self.written = time.monotonic()
+        try:
+            run_folder.write_metrics(self.folder, state.log_history)
+            run_folder.append_lines(self.folder / run_folder.COMPLETIONS_FILE, self.waiting)
+            self.waiting = []
+        except OSError as error:
+            if not self.complained:
+                say(f"the log cannot be written ({error.strerror}): training goes on and tries again.")
+            self.complained = True
+
+
+def _with_rewards(completions: Sequence[Any], columns: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    """Return one record per completion: problem, text, each reward under its function's name, their total."""
+    columns = {name: values for name, values in columns.items() if name in ("id", "answer", "aliases", "labels")}
+    ids = columns.pop("id", [""] * len(completions))
+    paid = {function.__name__: function(completions=completions, **columns) for function in SLIDE_REWARDS}
+    return [{"id": name, "completion": completion_text(completions[i]), **{key: paid[key][i] for key in paid},
+             "total": sum(paid[key][i] or 0.0 for key in paid)} for i, name in enumerate(ids)]
+
+
+class HeldOut(TrainerCallback):
+    """Measures the policy on fixed held-out problems before the first step, every few steps and after the last."""
+
+    def __init__(self, folder: Path, measure: Callable[[Any], dict[str, int]], every: int):
+        self.folder, self.measure, self.every = folder, measure, every
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 0:
+            self._record(0, model)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step >= state.max_steps or (self.every and state.global_step % self.every == 0):
+            self._record(state.global_step, model)
+
+    def _record(self, step: int, model: Any) -> None:
+        path = self.folder / run_folder.HELDOUT_FILE
+        rows = [*run_folder.read_table(path), {"step": step, **self.measure(model)}]
+        try:
+            run_folder.write_table(path, rows)
+        except OSError as error:
+            say(f"the held-out accuracy of step {step} cannot be written ({error.strerror}).")
+
+
+class LiveCurve(TrainerCallback):
+    """Redraws the total reward in place below the training cell of a notebook."""
+
+    def __init__(self) -> None:
+        self.handle: Any = None
+        self.drawn = 0.0
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if time.monotonic() - self.drawn >= SECONDS_BETWEEN_PICTURES:
+            self._draw(state)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._draw(state)
+
+    def _draw(self, state: Any) -> None:
+        import matplotlib.pyplot as plt
+        import pandas as pd
+        from IPython.display import display
+
+        rows = [row for row in state.log_history if "reward" in row]
+        if not rows:
+            return
+        self.drawn = time.monotonic()
+        figure, ax = plt.subplots(figsize=(6, 2.6))
+        monitoring.draw_curve(ax, pd.DataFrame(rows).set_index("step"), "reward")
+        figure.tight_layout()
+        if self.handle is None:
+            self.handle = display(figure, display_id=True)
+        else:
+            self.handle.update(figure)
+        plt.close(figure)
+
+
+def someone_watches() -> bool:
+    """Tell whether this runs in a notebook that a person looks at, not under nbmake or the course runner."""
+    if any(os.environ.get(name) for name in ("PROBLAMA_QUIET", "PYTEST_CURRENT_TEST")):
+        return False
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return False
+    return type(get_ipython()).__name__ in ("ZMQInteractiveShell", "Shell")  # Jupyter, Colab

@@ -1,0 +1,75 @@
+"""Impossible settings are refused with value, rule and cure, before they cost anything."""
+
+import dataclasses
+
+import pytest
+
+from problama_utils.config import GRPOSettings, get_profile
+from problama_utils.errors import CourseError
+from problama_utils.models import load_policy
+from problama_utils.training import run_grpo
+from problama_utils.training_checks import check_budget, check_lengths, prompt_lengths
+from problama_utils.training_data import training_problems
+
+CPU = get_profile("cpu")
+
+
+def changed(**values):
+    return dataclasses.replace(CPU, riddles=dataclasses.replace(CPU.riddles, **values))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"dataset_size": 3}, "prompts_per_step = 4 different ones: raise dataset_size"),
+        ({"max_completion_length": 4}, "max_completion_length = 4, but <answer>"),
+        ({"max_completion_length": 480}, "together more than max_seq_length = 512"),
+    ],
+)
+def test_what_no_tokenizer_could_mend_is_refused_before_any_model_is_touched(values, said, tmp_path, monkeypatch):
+    monkeypatch.setenv("PROBLAMA_MODEL", str(tmp_path / "no-such-model"))
+    with pytest.raises(CourseError, match=said):
+        run_grpo("riddles", changed(**values), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"per_device_batch_size": 5}, "divisor of prompts_per_step · num_generations = 32"),
+        ({"num_generations": 1}, "group of one"),
+        ({"temperature": 0.0}, "greedy groups"),
+        ({"save_every": 0}, "save_every = 0"),
+    ],
+)
+def test_settings_that_contradict_themselves_cannot_be_made(values, said):
+    with pytest.raises(CourseError, match=said):
+        dataclasses.replace(CPU.riddles, **values)
+
+
+def test_prompt_and_completion_must_fit_the_window(tiny_model_dir, monkeypatch):
+    monkeypatch.setenv("PROBLAMA_MODEL", str(tiny_model_dir))
+    settings = GRPOSettings(max_steps=1, dataset_size=4, max_completion_length=8)
+    lengths = prompt_lengths(training_problems("riddles", settings, seed=0), load_policy(CPU)[1])
+    assert check_lengths(lengths, settings, 4096) == max(lengths)
+    with pytest.raises(CourseError, match=f"{max(lengths)} tokens"):
+        check_lengths(lengths, settings, max(lengths) + settings.max_completion_length - 1)
+
+
+def test_a_budget_that_the_policys_own_answers_overrun_is_refused_with_their_length(tiny_model_dir, monkeypatch):
+    monkeypatch.setenv("PROBLAMA_MODEL", str(tiny_model_dir))
+    settings = GRPOSettings(max_steps=1, dataset_size=4, max_completion_length=8, few_shot=False)
+    model, tokenizer = load_policy(CPU)
+    with pytest.raises(CourseError, match="of 4 answers of the untrained policy are longer .* more than 2"):
+        check_budget(model, tokenizer, training_problems("riddles", settings, seed=0), settings)
+
+
+@pytest.mark.slow
+def test_the_embedded_models_own_answers_fit_the_profiles_budgets():
+    model, tokenizer = load_policy(CPU)
+    for task in ("riddles", "piqa"):
+        settings = getattr(CPU, task)
+        check_budget(model, tokenizer, training_problems(task, settings, seed=0), settings)
+        with pytest.raises(CourseError, match="few_shot"):
+            tight = dataclasses.replace(settings, max_completion_length=7)
+            check_budget(model, tokenizer, training_problems(task, tight, seed=0), tight)
