@@ -48,27 +48,26 @@ def read_items(folder: Path) -> dict[str, np.ndarray]:
 
 
 def measure(task: str, root: Path) -> list[dict[str, Any]]:
-    """Return one row per measure: values before and after over the seeds, gain, interval or standard error, verdict."""
+    """Return one row per measure: means before and after over the seeds, the gain with its SE, interval, verdict."""
     folders = sorted(path for path in root.glob(f"{task}-*") if (path / "items.csv").exists())
-    rows = []
     first, last = (np.array(side) for side in zip(*(reward_gain(folder) for folder in folders), strict=True))
-    gain = difference_over_seeds(first.tolist(), last.tolist())
-    rows.append({"measure": "total", "before": first.mean(), "after": last.mean(), "seeds": len(folders),
-                 "gain": gain.mean, "se": gain.standard_error, "per_seed": (last - first).round(2).tolist(),
-                 "clear": abs(gain.mean) > 2 * gain.standard_error})
+    gain = difference_over_seeds(last.tolist(), first.tolist(), paired=True)
+    rows = [{"measure": "total", "before": first.mean(), "after": last.mean(), "seeds": len(folders), "gain": gain,
+             "per_seed": (last - first).round(2).tolist(), "clear": abs(gain.ratio) > 2}]
     items = [read_items(folder) for folder in folders]
-    for name, good in (("format", {"right", "wrong"}), ("accuracy", {"right"})):
-        how = "sampled" if name == "format" else "greedy"
-        before = np.array([np.isin(item[f"{how}_before"], list(good)) for item in items], dtype=float)
-        after = np.array([np.isin(item[f"{how}_after"], list(good)) for item in items], dtype=float)
-        gain = difference_over_seeds(before.mean(1).tolist(), after.mean(1).tolist())
-        low, high = two_level_interval(after - before, seed=0)
-        rows.append({"measure": name, "before": before.mean(), "after": after.mean(), "seeds": len(folders),
-                     "questions": before.shape[1], "gain": gain.mean, "se": gain.standard_error, "low": low,
-                     "high": high, "per_seed": (after - before).mean(1).round(3).tolist(),
-                     "clear": abs(gain.mean) > 2 * gain.standard_error and (low > 0 or high < 0)})
-    return [{"task": task, "verdict": ("rises" if row["gain"] > 0 else "falls") if row["clear"] and row["seeds"] >= 4
-             else "no claim", **row} for row in rows]
+    for name, how, good in (("format", "sampled", ["right", "wrong"]), ("accuracy", "greedy", ["right"])):
+        before_SQ = np.array([np.isin(item[f"{how}_before"], good) for item in items], dtype=float)
+        after_SQ = np.array([np.isin(item[f"{how}_after"], good) for item in items], dtype=float)
+        gain = difference_over_seeds(after_SQ.mean(1).tolist(), before_SQ.mean(1).tolist(), paired=True)
+        both = two_level_interval(after_SQ - before_SQ)
+        rows.append({"measure": name, "before": before_SQ.mean(), "after": after_SQ.mean(), "seeds": len(folders),
+                     "gain": gain, "low": both.low, "high": both.high,
+                     "per_seed": (after_SQ - before_SQ).mean(1).round(3).tolist(),
+                     "clear": abs(gain.ratio) > 2 and (both.low > 0 or both.high < 0)})
+    for row in rows:
+        sure = row["clear"] and row["seeds"] >= 4
+        row.update(task=task, verdict="no claim" if not sure else "rises" if row["gain"].estimate > 0 else "falls")
+    return rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -80,9 +79,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         show = (lambda value: f"{100 * value:.1f} %") if percent else (lambda value: f"{value:.2f}")
         interval = f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}" if percent else "–"
         scale = 100 if percent else 1
+        gain = f"{scale * row['gain'].estimate:+.2f} ± {scale * row['gain'].se:.2f} (n = {row['seeds']})"
         lines.append(f"| {row['task']} | {MEASURES[row['measure']]} | {show(row['before'])} | {show(row['after'])} | "
-                     f"{scale * row['gain']:+.2f} ± {scale * row['se']:.2f} (n = {row['seeds']}) | {interval} | "
-                     f"{row['verdict']} |")
+                     f"{gain} | {interval} | {row['verdict']} |")
     return "\n".join(lines)
 
 

@@ -11,7 +11,6 @@ import argparse
 import json
 import platform
 import re
-import shutil
 import sys
 import threading
 import time
@@ -27,8 +26,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
-from problama_utils.config import course_root, detect_profile, runs_dir
-from problama_utils.monitoring import LOG_FILE, RUN_FILE
+from problama_utils.config import course_root, detect_profile
 
 CELL_TIMEOUT = 3600  # seconds; a hung cell must not hang a class
 RESULT = Path("assets/results/course.json")
@@ -187,11 +185,6 @@ def publish(executed: dict[Path, NotebookNode], record: dict[str, Any], root: Pa
     for (path, notebook), row in zip(executed.items(), record["notebooks"], strict=True):
         notebook.cells[0].source = stamp_cost(notebook.cells[0].source, row, record["profile"])
         nbformat.write(clean(notebook), path)
-    for task in ("riddles", "piqa"):  # the logs that notebook 05 draws for those who have not trained yet
-        shipped = root / "assets" / "runs" / task
-        shipped.mkdir(parents=True, exist_ok=True)
-        for name in (LOG_FILE, RUN_FILE):
-            shutil.copyfile(runs_dir() / task / name, shipped / name)
     (root / RESULT).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     readme = root / "README.md"
     readme.write_text(stamp_table(readme.read_text(encoding="utf-8"), record), encoding="utf-8")

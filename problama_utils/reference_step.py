@@ -28,12 +28,8 @@ def completion_logprobs(model: Any, prompt: list[int], completion: list[int], te
 
 
 def reference_step(
-    model: Any,
-    prompts: Sequence[list[int]],
-    completions: Sequence[list[int]],
-    rewards: Sequence[float],
-    settings: GRPOSettings,
-    optimizer: torch.optim.Optimizer,
+    model: Any, prompts: Sequence[list[int]], completions: Sequence[list[int]], rewards: Sequence[float],
+    settings: GRPOSettings, optimizer: torch.optim.Optimizer,
 ) -> float:
     """Train one step on P · G completions, groups standing together, and return the loss."""
     groups = torch.tensor(rewards).view(-1, settings.num_generations)

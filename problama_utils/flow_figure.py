@@ -1,0 +1,69 @@
+"""Where two policies' verdicts on the same questions part: right and wrong before, right and wrong after, as bands."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+GAP = 0.06  # between the right and the wrong block, as a share of all questions
+STYLE = {(True, True): ("0.85", ""), (False, False): ("0.95", ""), (False, True): ("0.55", "///"),
+         (True, False): ("0.35", "\\\\\\")}  # (before, after): grey and hatch; only the last two carry information
+
+
+def flow_counts(before: pd.Series, after: pd.Series) -> dict[tuple[bool, bool], int]:
+    """Return how many questions went from `before` to `after`, by (right before, right after).
+
+    Raises:
+        ValueError: the two do not hold verdicts on the same questions.
+    """
+    if set(before.index) != set(after.index):
+        raise ValueError("The two policies were not asked the same questions: nothing can be said about changes.")
+    after = after.reindex(before.index)
+    return {(a, b): int(((before == a) & (after == b)).sum()) for a in (True, False) for b in (True, False)}
+
+
+def draw_flow(ax: Axes, before: pd.Series, after: pd.Series, *, names: tuple[str, str]) -> None:
+    """Draw the four bands from the verdicts of one policy (left) to those of another (right).
+
+    Args:
+        ax: where to draw.
+        before, after: verdicts (bool) by question id, over the same questions.
+        names: of the two policies.
+    """
+    counts = flow_counts(before, after)
+    total = sum(counts.values())
+    left = _starts(counts, total, [(True, True), (True, False), (False, True), (False, False)], side=0)
+    right = _starts(counts, total, [(True, True), (False, True), (True, False), (False, False)], side=1)
+    x = np.linspace(0, 1, 60)
+    bend = x**2 * (3 - 2 * x)
+    for change, count in counts.items():
+        if not count:
+            continue
+        low = left[change] + (right[change] - left[change]) * bend
+        grey, hatch = STYLE[change]
+        label = {(False, True): f"gains: {count}", (True, False): f"losses: {count}"}.get(change)
+        ax.fill_between(x, low, low + count / total, facecolor=grey, hatch=hatch, edgecolor="black", linewidth=0.5,
+                        label=label)
+    for side, (name, verdicts) in enumerate(zip(names, (before, after), strict=True)):
+        ax.text(side, 1.03 + GAP, f"{name}\n{int(verdicts.sum())} right", ha=("left", "right")[side], fontsize=9)
+    ax.set(ylim=(0, 1.28 + GAP), xticks=[], ylabel=f"share of {total} questions, right on top")
+    ax.set_yticks([0, 0.5, 1])
+    if counts[(False, True)] or counts[(True, False)]:
+        ax.legend(loc="lower center", fontsize=9)
+
+
+def _starts(counts: dict[tuple[bool, bool], int], total: int, order: list[tuple[bool, bool]], side: int
+            ) -> dict[tuple[bool, bool], float]:
+    """Return where each band begins on one side, stacked from the top: the right ones, a gap, the wrong ones."""
+    top, starts, was_right = 1.0 + GAP, {}, True
+    for change in order:
+        if was_right and not change[side]:
+            top, was_right = top - GAP, False
+        top -= counts[change] / total
+        starts[change] = top
+    return starts
