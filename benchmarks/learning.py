@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ import numpy as np
 
 from problama_utils import monitoring
 from problama_utils.config import course_root, get_profile
+from problama_utils.run_folder import write_json
 from problama_utils.uncertainty import difference_over_seeds, two_level_interval
 
 SEEDS = (3407, 1, 2, 3)
@@ -132,7 +134,9 @@ def ship(run: Path, target: Path, keep_adapter: bool) -> None:
         weights = load_file(run / "adapter" / "adapter_model.safetensors")
         halved = {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
         save_file(halved, target / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
-        shutil.copy(run / "adapter" / "adapter_config.json", target / "adapter" / "adapter_config.json")
+        config = json.loads((run / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+        config["base_model_name_or_path"] = Path(config["base_model_name_or_path"]).name  # not a path of this machine
+        write_json(target / "adapter" / "adapter_config.json", config)
 
 
 def remake(root: Path, seeds: list[int], work: Path) -> None:
