@@ -4,7 +4,8 @@ TRL calls a reward function with keyword columns of equal length and wants one n
 here never raise on any text. They are:
 
     correct answer   2.0 when the strictly tagged answer is right, else 0.0
-    short response   0.5 up to 10 words, falling in a line to 0.0 at 30 words; 0.0 when there is no answer to be short
+    short response   0.5 up to 10 words, falling in a line to 0.0 at 30 words; 0.0 when there is no answer to be short;
+                     20 characters without a space are a word, so that glued words have a length too
     soft format      0.5 for exactly one `<answer>…</answer>` pair with something inside, text around it allowed
 
 The deck shows the curves of these rewards but not their code, so the amounts are ours: a right answer (2.0) must
@@ -13,27 +14,55 @@ outweigh everything that can be had without one (1.0). The total that GRPO sees 
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Sequence
 
 from problama_utils.answers import Verdict, grade, grade_letter, lenient_answer, normalise, strict_answer
 
-Completion = str | list[dict[str, str]]
+Completion = str | list[dict[str, object]] | None
 RewardFunction = Callable[..., list[float | None]]
 
 CORRECT, SHORT, FORMAT = 2.0, 0.5, 0.5
 FULL_MARKS_WORDS, NO_MARKS_WORDS = 10, 30
+WORD_CHARACTERS = 20  # a longer run without a space counts as several words
+_TAG = re.compile(r"</?answer>", re.IGNORECASE)
 
 
 def completion_text(completion: Completion) -> str:
-    """Return the text of a completion; TRL hands over a list of chat messages where the prompt was a chat."""
-    return completion if isinstance(completion, str) else "".join(turn["content"] or "" for turn in completion)
+    """Return the text of a completion; TRL hands over a list of chat messages where the prompt was a chat.
+
+    Only the assistant's turns are its answer, each on lines of its own; a turn may have no content (a tool call) or
+    a list of parts, of which the text counts.
+
+    >>> completion_text([{"role": "assistant", "content": None}, {"role": "assistant", "content": "a map"}])
+    'a map'
+    """
+    if completion is None or isinstance(completion, str):
+        return completion or ""
+    texts = []
+    for turn in completion:
+        content = turn.get("content") if turn.get("role", "assistant") == "assistant" else None
+        if isinstance(content, list):
+            content = " ".join(part["text"] for part in content if isinstance(part.get("text"), str))
+        texts += [content] if content else []
+    return "\n".join(texts)
+
+
+def word_count(text: str) -> int:
+    """Return how many words a text has, its answer tags not counted; 20 characters without a space are one word.
+
+    >>> word_count("It is <answer>a bee</answer>"), word_count("because-" * 50)
+    (4, 20)
+    """
+    return sum(max(1, math.ceil(len(_TAG.sub("", chunk)) / WORD_CHARACTERS)) for chunk in text.split())
 
 
 def correct_answer_reward(
     completions: Sequence[Completion],
     answer: Sequence[str],
-    aliases: Sequence[Sequence[str]] | None = None,
-    labels: Sequence[Sequence[str]] | None = None,
+    aliases: Sequence[Sequence[str] | None] | None = None,
+    labels: Sequence[Sequence[str] | None] | None = None,
     **_: object,
 ) -> list[float | None]:
     """Pay 2.0 for a right answer inside the tags, else 0.0.
@@ -47,7 +76,7 @@ def correct_answer_reward(
     Returns:
         P·G rewards; None where a row has no answer to compare with ("cannot be judged" is not 0).
     """
-    aliases = aliases if aliases is not None else [()] * len(answer)
+    aliases = aliases if aliases is not None else [None] * len(answer)
     labels = labels if labels is not None else [None] * len(answer)
     rewards: list[float | None] = []
     for completion, right, others, letters in zip(completions, answer, aliases, labels, strict=True):
@@ -55,7 +84,7 @@ def correct_answer_reward(
             rewards.append(None)
             continue
         given = strict_answer(completion_text(completion))
-        verdict = grade_letter(given, right, letters) if letters else grade(given, [right, *others])
+        verdict = grade_letter(given, right, letters) if letters else grade(given, [right, *(others or ())])
         rewards.append(CORRECT if verdict is Verdict.RIGHT else 0.0)
     return rewards
 
@@ -69,8 +98,7 @@ def short_response_reward(completions: Sequence[Completion], **_: object) -> lis
     rewards: list[float | None] = []
     for completion in completions:
         text = completion_text(completion)
-        words = len(text.split())
-        share = (NO_MARKS_WORDS - words) / (NO_MARKS_WORDS - FULL_MARKS_WORDS)
+        share = (NO_MARKS_WORDS - word_count(text)) / (NO_MARKS_WORDS - FULL_MARKS_WORDS)
         answered = bool(normalise(lenient_answer(text) or ""))
         rewards.append(SHORT * min(1.0, max(0.0, share)) if answered else 0.0)
     return rewards

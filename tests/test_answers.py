@@ -1,6 +1,7 @@
 """Reading and grading: truth tables with the reason per row, and properties on any text."""
 
 import doctest
+import time
 
 import pytest
 from hypothesis import given
@@ -15,49 +16,36 @@ from problama_utils.answers import (
     normalise,
     read_letter,
     strict_answer,
+    visible,
 )
+from problama_utils.truth_tables import LETTERS, READING
 
-STRICT = [  # completion, what is read, why
-    ("<answer>bee</answer>", "bee", "as asked"),
-    ("So:\n<answer>\nbee\n</answer>\n", "bee", "several lines: the pattern needs DOTALL"),
-    ("<ANSWER>bee</Answer>", "bee", "capitals do not matter"),
-    ("I think <answer>a bee</answer>, yes.", "a bee", "text around the pair"),
-    ("<answer>bee</answer><answer>bee</answer>", None, "two pairs are two answers, even equal ones"),
-    ("<answer>wasp</answer> or <answer>bee</answer>", None, "a list of guesses"),
-    ("<answer><answer>bee</answer></answer>", None, "nested"),
-    ("<answer>bee", None, "never closed"),
-    ("bee</answer>", None, "never opened"),
-    ("</answer>bee<answer>", None, "the wrong way round"),
-    ("<answer></answer>", None, "empty"),
-    ("<answer> \n </answer>", None, "only space"),
-    ("", None, "nothing at all"),
-    ("bee", None, "no tags"),
-    ("<answer>bee</answer" + " " * 10, None, "truncated inside the closing tag"),
-    ("x" * 3000 + "<answer>bee</answer>", None, "the answer comes after the reading limit"),
-    ("<answer>пчела</answer>", "пчела", "another script"),
-]
+READ = [(row.completion, *row.expected) for row in READING.rows]
+WHY = [row.why for row in READING.rows]
 
 
-@pytest.mark.parametrize(("completion", "expected", "why"), STRICT, ids=[row[2] for row in STRICT])
-def test_strict_reading(completion, expected, why):
-    assert strict_answer(completion) == expected
+def test_the_tables_are_long_enough_and_every_row_has_a_reason_of_its_own():
+    assert min(len(READING.rows), len(LETTERS.rows)) >= 25 and len(set(WHY)) == len(WHY)
+    assert sum(row.attack for row in READING.rows) >= 10 and sum(row.attack for row in LETTERS.rows) >= 10
 
 
-LENIENT = [
-    ("<answer>bee</answer>", "bee", "strict comes first"),
-    ("<answer>a bee", "a bee", "an opening tag that was cut off before its end"),
-    ("The answer is a bee.", "a bee", "announced"),
-    ("Answer: bee", "bee", "announced with a colon"),
-    ("bee", "bee", "the whole of a single line"),
-    ("first line\nsecond line", None, "prose without an announcement is not an answer"),
-    ("<answer>wasp</answer><answer>bee</answer>", None, "lenient is not arbitrary: two answers stay unread"),
-    ("", None, "empty"),
-]
+@pytest.mark.parametrize(("completion", "strict", "lenient", "verdict"), READ, ids=WHY)
+def test_what_is_read_strictly_and_leniently_and_the_verdict(completion, strict, lenient, verdict):
+    assert (strict_answer(completion), lenient_answer(completion)) == (strict, lenient)
+    assert grade(strict_answer(completion), ["bee", "honeybee", "bees"]) is Verdict(verdict)
 
 
-@pytest.mark.parametrize(("completion", "expected", "why"), LENIENT, ids=[row[2] for row in LENIENT])
-def test_lenient_reading(completion, expected, why):
-    assert lenient_answer(completion) == expected
+def test_the_last_announcement_counts_and_two_pairs_stay_unread_even_leniently():
+    assert lenient_answer("The answer is hard to see. The answer is a bee.") == "a bee"
+    assert lenient_answer("<answer>wasp</answer><answer>bee</answer>") is None
+
+
+@pytest.mark.parametrize("text", ["<" + " " * 50_000, "<answer>" * 20_000, "<answer " * 20_000, "answer:" * 20_000,
+                                  "</ " * 50_000, "A " * 50_000, "not " * 50_000])
+def test_no_long_text_keeps_the_reader_busy(text):
+    started = time.process_time()
+    read_letter(lenient_answer(text), ["A", "B"])
+    assert time.process_time() - started < 2.0  # a pattern that backtracks takes minutes here
 
 
 @pytest.mark.parametrize(
@@ -73,16 +61,20 @@ def test_grading_normalises_both_sides_and_accepts_no_lists(given, accepted, ver
     assert grade(given, accepted) is verdict
 
 
-LETTERS = [
-    ("B", "B"), ("b", "B"), ("(b)", "B"), ("B.", "B"), ("B: the magnet", "B"), ("Option B", "B"), ("choice c", "C"),
-    ("A", "A"), ("a", "A"), ("A magnet", None), ("A or B", None), ("A, B, C, D", None), ("E", None), ("", None),
-    ("the letter d", "D"), ("I'd say it is B because it attracts iron", "B"), ("neither", None),
-]
+@pytest.mark.parametrize("row", LETTERS.rows, ids=lambda row: row.why)
+def test_exactly_one_letter_is_read_or_none(row):
+    assert (read_letter(row.completion, ["A", "B", "C", "D"]),) == row.expected
 
 
-@pytest.mark.parametrize(("text", "letter"), LETTERS, ids=[repr(row[0]) for row in LETTERS])
-def test_exactly_one_letter_is_read_or_none(text, letter):
-    assert read_letter(text, ["A", "B", "C", "D"]) == letter
+@pytest.mark.parametrize("dress", ["{}", "{}.", "{}!", "**{}**", "({})", "'{}'", "{} - yes", "{}\nYes.", "I say {}."])
+def test_no_letter_is_easier_to_read_than_another(dress):
+    # Once "B!" was read and "A!" was not: a policy that prefers A would have looked worse than it is.
+    assert [read_letter(dress.format(letter), "ABCD") for letter in "ABCD"] == list("ABCD")
+
+
+@pytest.mark.parametrize("text", ["AB", "", "BC", "ABCD"])
+def test_labels_given_as_one_string_are_still_single_letters(text):
+    assert read_letter(text, "ABCD") is None
 
 
 def test_a_letter_outside_the_labels_is_unjudged_not_wrong():
@@ -90,16 +82,32 @@ def test_a_letter_outside_the_labels_is_unjudged_not_wrong():
     assert grade_letter("B", "A", ["A", "B"]) is Verdict.WRONG
 
 
-@given(st.text())
+ANYTHING = st.text(st.characters())  # lone surrogates too, as half an emoji at the token budget leaves them
+TAGGISH = st.lists(st.sampled_from(["<answer>", "</answer>", "<answer >", "A", "B", "bee", " ", "\n", "\u200b", "not ",
+                                    "\u3164", "answer is ", "<", "_"]), max_size=12).map("".join)
+
+
+@given(ANYTHING | TAGGISH)
 def test_no_text_makes_a_reader_raise(text):
     for read in (strict_answer, lenient_answer):
         answer = read(text)
-        assert answer is None or answer.strip()
+        assert answer is None or visible(answer).strip()
         grade(answer, ["bee"])
         read_letter(answer, ["A", "B"])
 
 
-@given(st.text(max_size=40))
+@given(TAGGISH)
+def test_what_is_read_strictly_has_one_pair_of_tags_that_a_reader_sees(text):
+    if strict_answer(text) is not None:
+        assert [visible(text).count(tag) for tag in ("<answer", "</answer")] == [1, 1]
+
+
+def test_vowel_marks_and_invisible_characters():
+    assert normalise("कि") != normalise("का") and normalise("cafe\u0301") == normalise("café")
+    assert normalise("b\u200be\u00ade\ufeff") == "bee" and normalise("a the a bee") == "bee"
+
+
+@given(ANYTHING.filter(lambda text: len(text) < 40) | TAGGISH)
 def test_normalising_twice_changes_nothing(text):
     assert normalise(normalise(text)) == normalise(text)
 

@@ -14,40 +14,26 @@ from problama_utils.rewards import (
     soft_format_reward,
     total_reward,
 )
+from problama_utils.truth_tables import CHOICE, CHOICES, REWARDS, RIDDLE, RIGHT
 
-TABLE = [  # completion to a riddle whose answer is "bee": correct, short, format
-    ("<answer>bee</answer>", 2.0, 0.5, 0.5),
-    ("<answer>A honeybee.</answer>", 2.0, 0.5, 0.5),
-    ("Think.\n<answer>\nbee\n</answer>", 2.0, 0.5, 0.5),
-    ("<answer>wasp</answer>", 0.0, 0.5, 0.5),
-    ("It is a bee", 0.0, 0.5, 0.0),
-    ("<answer>bee", 0.0, 0.5, 0.0),
-    ("<answer>bee, wasp, ant</answer>", 0.0, 0.5, 0.5),
-    ("<answer>wasp</answer><answer>bee</answer>", 0.0, 0.0, 0.0),
-    ("<answer><answer>bee</answer></answer>", 0.0, 0.0, 0.0),
-    ("<answer></answer>", 0.0, 0.0, 0.0),
-    ("<answer>!?</answer>", 0.0, 0.0, 0.0),
-    ("", 0.0, 0.0, 0.0),
-    (" \n ", 0.0, 0.0, 0.0),
-    ("<answer>bee</answer>" + " bee" * 19, 2.0, 0.25, 0.5),  # 20 words: half way from 10 to 30
-    ("<answer>bee</answer>" + " bee" * 40, 2.0, 0.0, 0.5),
-]
+PROBLEMS = {"rewards": RIDDLE, "choices": CHOICE}
+ROWS = [pytest.param(PROBLEMS[table.name], row, id=f"{table.name}: {row.why}")
+        for table in (REWARDS, CHOICES) for row in table.rows]
 
 
-@pytest.mark.parametrize(("completion", "correct", "short", "form"), TABLE, ids=[repr(row[0][:30]) for row in TABLE])
-def test_what_each_completion_earns(completion, correct, short, form):
-    batch = {"completions": [completion], "answer": ["bee"], "aliases": [["honeybee"]]}
-    assert [function(**batch) for function in SLIDE_REWARDS] == [[correct], [short], [form]]
-    assert total_reward(**batch) == [correct + short + form]
+@pytest.mark.parametrize(("problem", "row"), ROWS)
+def test_what_each_completion_earns(problem, row):
+    batch = {"completions": [row.completion], **{name: [value] for name, value in problem.items()}}
+    correct, short, form, total = row.expected
+    assert [function(**batch) for function in SLIDE_REWARDS] == [[correct], [pytest.approx(short)], [form]]
+    assert total_reward(**batch) == [pytest.approx(total)]
 
 
-@pytest.mark.parametrize(
-    ("completion", "correct"),
-    [("<answer>B</answer>", 2.0), ("<answer>option b</answer>", 2.0), ("<answer>A or B</answer>", 0.0),
-     ("<answer>A</answer>", 0.0), ("B", 0.0), ("<answer>AB</answer>", 0.0)],
-)
-def test_letters_are_judged_as_letters(completion, correct):
-    assert correct_answer_reward(completions=[completion], answer=["B"], labels=[["A", "B"]]) == [correct]
+def test_the_table_is_long_enough_and_no_attack_beats_the_honest_answer_it_hides():
+    assert len(REWARDS.rows) >= 25 and sum(row.attack for row in REWARDS.rows) >= 10
+    for _, row in (param.values for param in ROWS):
+        correct, *_, total = row.expected
+        assert total <= (3.0 if correct else 1.0), row.why
 
 
 def test_what_cannot_be_judged_is_none_and_not_zero():
@@ -70,13 +56,27 @@ def test_extra_columns_from_the_trainer_are_ignored():
         assert len(function(completions=["<answer>x</answer>"], answer=["x"], **extra)) == 1
 
 
-@given(st.lists(st.text(), min_size=1, max_size=4))
+@pytest.mark.parametrize("turn", [{}, {"role": "assistant"}, {"content": None}, {"content": []},
+                                  {"content": [{"type": "image"}]}, {"role": "user", "content": RIGHT}])
+def test_a_turn_without_the_policys_own_text_earns_nothing(turn):
+    assert total_reward(completions=[[turn], None], answer=["bee"] * 2, aliases=[None, []]) == [0.0, 0.0]
+
+
+def test_a_missing_list_of_aliases_or_labels_in_one_row_is_an_empty_one():
+    batch = {"completions": ["<answer>bee</answer>", "<answer>B</answer>"], "answer": ["bee", "B"]}
+    assert correct_answer_reward(**batch, aliases=[None, None], labels=[None, ["A", "B"]]) == [2.0, 2.0]
+
+
+@given(st.lists(st.text(st.characters()), min_size=1, max_size=4))
 def test_rewards_are_bounded_and_never_raise(texts):
     batch = {"completions": texts, "answer": ["bee"] * len(texts)}
     assert all(0.0 <= value <= 3.0 for value in total_reward(**batch))
 
 
-@given(st.text(alphabet="<>/answer be\n", max_size=60))
+PIECES = st.sampled_from(["<answer>", "</answer>", "bee", "wasp", " ", "\n", "_", "\u3164", "x" * 30, "</answer >"])
+
+
+@given(st.text(alphabet="<>/answer be\n", max_size=60) | st.lists(PIECES, max_size=10).map("".join))
 def test_without_a_right_answer_no_text_earns_more_than_one(text):
     if correct_answer_reward(completions=[text], answer=["bee"]) == [0.0]:
         assert total_reward(completions=[text], answer=["bee"])[0] <= 1.0
@@ -86,6 +86,12 @@ def test_without_a_right_answer_no_text_earns_more_than_one(text):
 def test_more_words_never_earn_more_for_brevity(words):
     shorter, longer = (short_response_reward(["<answer>x</answer>" + " y" * n])[0] for n in (words, words + 1))
     assert shorter >= longer
+
+
+@pytest.mark.parametrize("glue", ["-", "_", "\u200b", "/", ""])
+def test_words_glued_together_lose_the_marks_for_brevity_too(glue):
+    paid = [short_response_reward(["<answer>x</answer> " + glue.join(["because"] * n)])[0] for n in (1, 20, 40, 100)]
+    assert paid[0] == 0.5 and paid == sorted(paid, reverse=True) and paid[2] < 0.5 and paid[3] == 0.0
 
 
 def test_the_soft_format_allows_text_around_the_pair():
