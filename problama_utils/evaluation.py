@@ -2,106 +2,124 @@
 
 Two ways of asking. *Generated*: the policy answers a chat greedily and its letter is read strictly (inside the tags)
 and leniently; what cannot be read is counted, not hidden. *Log-likelihood*: the choice whose text the policy finds most
-likely after "Question: … Answer:", which needs no format at all. Grading comes from `answers`; rewards play no part.
+likely, which needs no format at all, as it is (`acc` of lm-evaluation-harness) and per character (`acc_norm`). Grading
+comes from `answers`; rewards play no part.
+
+What is read before a choice whose likelihood is taken (`likelihood_context`): without the system prompt the harness's
+plain "Question: …\\nAnswer:"; with it a chat of system prompt and that same question, up to where the assistant begins
+(the harness's --system_instruction with --apply_chat_template). The choices stand in neither.
+
+`python -m problama_utils.evaluation --results assets/results` prints the table of a finished study.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from problama_utils import prompts
 from problama_utils.answers import Verdict, grade, grade_letter, lenient_answer, read_letter, strict_answer
+from problama_utils.completions import Chat, complete, render
+from problama_utils.errors import CourseError
+from problama_utils.likelihood import likeliest, normalised, text_log_likelihoods
+from problama_utils.records import prompt_hash
 from problama_utils.uncertainty import wilson_interval
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Chat = list[dict[str, str]]
+    from problama_utils.decoding_weights import DecodingWeights
+
+LETTERS = "ABCDEFGH"
+MAX_NEW_TOKENS = 12  # "<answer>B</answer>" and its end take 8
 
 
-def render(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Chat]) -> list[str]:
-    """Return the text that the model really reads for each chat, up to where its answer begins."""
-    return [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
+def lettered(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a multiple-choice question with its labels as letters (ARC has keys 1 to 4 among its A to D).
 
+    >>> row = {"id": "q", "question": "?", "choices": ["x", "y", "z"], "labels": ["1", "2", "3"], "answer": "3"}
+    >>> lettered(row)["answer"]
+    'C'
 
-def complete(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    chats: Sequence[Chat],
-    *,
-    max_new_tokens: int = 24,
-    batch_size: int = 16,
-    temperature: float = 0.0,
-    seed: int = 0,
-) -> list[str]:
-    """Return one completion per chat, in order.
-
-    Args:
-        model: policy; left in evaluation mode.
-        tokenizer: with left padding (see `models.load_policy`).
-        chats: N chats.
-        max_new_tokens: budget per completion, tokens.
-        batch_size: chats per call; sorted by length, so that little padding is computed.
-        temperature: 0 takes the likeliest token each time (greedy); above 0 samples.
-        seed: of the sampling.
+    Raises:
+        CourseError: not 2 to 8 choices with a label each, or an answer that is none of the labels.
     """
-    import torch
-
-    model.eval()
-    texts = render(tokenizer, chats)
-    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-    how: dict[str, Any] = {"do_sample": temperature > 0, "max_new_tokens": max_new_tokens}
-    if temperature > 0:
-        how["temperature"] = temperature
-        torch.manual_seed(seed)
-    answers = [""] * len(texts)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = tokenizer([texts[i] for i in rows], return_tensors="pt", padding=True, add_special_tokens=False)
-        batch = batch.to(model.device)
-        with torch.inference_mode():
-            ids = model.generate(**batch, **how, pad_token_id=tokenizer.pad_token_id)
-        new = ids[:, batch["input_ids"].shape[1] :]
-        for i, text in zip(rows, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
-            answers[i] = text
-    return answers
+    labels, choices = list(row["labels"]), list(row["choices"])
+    if not 2 <= len(choices) <= len(LETTERS) or len(set(labels)) != len(choices) or len(labels) != len(choices):
+        raise CourseError(f"Question {row['id']!r} has {len(choices)} choices and {len(set(labels))} different labels: "
+                          f"expected 2 to {len(LETTERS)} choices with a label each.")
+    if row["answer"] not in labels:
+        raise CourseError(f"Question {row['id']!r} has the answer {row['answer']!r}, which is none of its labels "
+                          f"({', '.join(labels)}).")
+    letters = list(LETTERS[: len(labels)])
+    return {**row, "labels": letters, "answer": letters[labels.index(row["answer"])]}
 
 
-def text_log_likelihoods(
+def likelihood_context(tokenizer: PreTrainedTokenizerBase, question: str, *, system: bool) -> tuple[str, str]:
+    """Return `(context, delimiter)`: what stands before a choice, and between the two; see the module."""
+    cloze = f"Question: {question}\nAnswer:"
+    if not system:
+        return cloze, " "
+    head = {"role": "system", "content": prompts.SYSTEM_PROMPTS["science"]}
+    return render(tokenizer, [[head, {"role": "user", "content": cloze}]])[0], ""
+
+
+def choice_scores(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Iterable[Mapping[str, Any]], *, system: bool
+) -> list[list[float]]:
+    """Return the log-likelihood (nats, summed over tokens) of every choice of every question."""
+    rows = list(questions)
+    pairs = []
+    for row in rows:
+        context, delimiter = likelihood_context(tokenizer, row["question"], system=system)
+        pairs += [(context, delimiter + choice) for choice in row["choices"]]
+    scores = iter(text_log_likelihoods(model, tokenizer, pairs))
+    return [[next(scores) for _ in row["choices"]] for row in rows]
+
+
+def science_prompts(
+    tokenizer: PreTrainedTokenizerBase, questions: Iterable[Mapping[str, Any]], *, system: bool
+) -> list[tuple[Chat, str]]:
+    """Return `(chat, hash)` per question; the hash covers all that is read, by generation and by likelihood."""
+    found = []
+    for row in questions:
+        chat = prompts.science_messages(row, system=system)
+        context = likelihood_context(tokenizer, row["question"], system=system)
+        found.append((chat, prompt_hash(*render(tokenizer, [chat]), *context, *row["choices"])))
+    return found
+
+
+def score_questions(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[tuple[str, str]],
+    questions: Iterable[Mapping[str, Any]],
     *,
-    batch_size: int = 32,
-) -> list[float]:
-    """Return log p(continuation | context) in nats for each `(context, continuation)` pair, summed over its tokens."""
-    import torch
+    policy: str,
+    system: bool,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    weights: DecodingWeights | None = None,
+) -> list[dict[str, Any]]:
+    """Return one record per science question, answered zero-shot in both ways; its columns are `records.COLUMNS`.
 
-    model.eval()
-    rows = []
-    for context, continuation in pairs:
-        head = tokenizer(context, add_special_tokens=False)["input_ids"]
-        rows.append((head, tokenizer(context + continuation, add_special_tokens=False)["input_ids"]))
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i][1]))
-    scores = [0.0] * len(rows)
-    for start in range(0, len(order), batch_size):
-        picked = order[start : start + batch_size]
-        width = len(rows[picked[0]][1])
-        ids = torch.full((len(picked), width), tokenizer.pad_token_id)
-        for row, i in enumerate(picked):  # right padding: with causal attention it cannot reach the tokens before it
-            ids[row, : len(rows[i][1])] = torch.tensor(rows[i][1])
-        first = min(len(rows[i][0]) for i in picked)  # logits before the shortest context's end are never read
-        with torch.inference_mode():
-            logits = model(ids.to(model.device), logits_to_keep=width - first + 1).logits.float()
-        for row, i in enumerate(picked):
-            head, whole = rows[i]
-            at = torch.arange(len(head) - 1, len(whole) - 1) - (first - 1)
-            chosen = torch.tensor(whole[len(head) :], device=logits.device)
-            scores[i] = logits[row, at].log_softmax(-1).gather(-1, chosen[:, None]).sum().item()
-    return scores
+    `strict` and `lenient` are the letters read, None where none could be (also where a letter is no label of the
+    question); `chosen` and `chosen_norm` those of the likeliest choice, as it is and per character.
+    """
+    rows = [lettered(row) for row in questions]
+    asked = science_prompts(tokenizer, rows, system=system)
+    texts = complete(model, tokenizer, [chat for chat, _ in asked], max_new_tokens=max_new_tokens, weights=weights)
+    records = []
+    for row, (_, digest), text, scores in zip(
+        rows, asked, texts, choice_scores(model, tokenizer, rows, system=system), strict=True
+    ):
+        labels = row["labels"]
+        records.append({
+            "policy": policy, "system": system, "id": row["id"], "prompt_hash": digest, "right": row["answer"],
+            "strict": read_letter(strict_answer(text), labels), "lenient": read_letter(lenient_answer(text), labels),
+            "chosen": labels[likeliest(scores)], "chosen_norm": labels[likeliest(normalised(scores, row["choices"]))],
+            "scores": scores, "completion": text,
+        })  # fmt: skip
+    return records
 
 
 def score_science(
@@ -111,46 +129,22 @@ def score_science(
     *,
     policy: str,
     system: bool,
-    max_new_tokens: int = 24,
+    max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> pd.DataFrame:
     """Return one row per science question, answered zero-shot with or without the system prompt.
 
     Columns: `policy, system, id, prompt_hash, completion, right, strict, lenient, correct_strict, correct_lenient`,
     where `strict` and `lenient` are verdicts ("right", "wrong", "unjudged").
     """
-    import pandas as pd
+    rows = [lettered(row) for row in questions]
+    asked = science_prompts(tokenizer, rows, system=system)
+    hashes = {row["id"]: digest for row, (_, digest) in zip(rows, asked, strict=True)}
 
-    rows = list(questions)
-    chats = [prompts.science_messages(row, system=system) for row in rows]
-    completions = complete(model, tokenizer, chats, max_new_tokens=max_new_tokens)
-    records = []
-    hashes = [hashlib.sha256(text.encode()).hexdigest()[:12] for text in render(tokenizer, chats)]
-    for row, text, prompt_hash in zip(rows, completions, hashes, strict=True):
-        records.append({"policy": policy, "system": system, "id": row["id"], "prompt_hash": prompt_hash,
-                        "completion": text, "right": row["answer"],
-                        **_letter_verdicts(text, row["answer"], row["labels"])})
-    return pd.DataFrame(records)
+    def read(row: Mapping[str, Any], text: str) -> dict[str, Any]:
+        return {"system": system, "id": row["id"], "prompt_hash": hashes[row["id"]], "completion": text,
+                "right": row["answer"], **_letter_verdicts(text, row["answer"], row["labels"])}
 
-
-def score_science_likelihood(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Iterable[Mapping[str, Any]], *, policy: str
-) -> pd.DataFrame:
-    """Return one row per question, answered by the choice with the highest log-likelihood in plain cloze form.
-
-    Columns: `policy, id, right, chosen, correct`. The prompt is "Question: …\\nAnswer:", as in lm-evaluation-harness.
-    """
-    import pandas as pd
-
-    rows = list(questions)
-    pairs = [(f"Question: {row['question']}\nAnswer:", f" {choice}") for row in rows for choice in row["choices"]]
-    scores = iter(text_log_likelihoods(model, tokenizer, pairs))
-    records = []
-    for row in rows:
-        of_choices = [next(scores) for _ in row["choices"]]
-        chosen = row["labels"][of_choices.index(max(of_choices))]
-        records.append({"policy": policy, "id": row["id"], "right": row["answer"], "chosen": chosen,
-                        "correct": chosen == row["answer"]})
-    return pd.DataFrame(records)
+    return _answered(model, tokenizer, rows, [chat for chat, _ in asked], read, policy, max_new_tokens=max_new_tokens)
 
 
 def score_riddles(
@@ -163,17 +157,15 @@ def score_riddles(
     max_new_tokens: int = 16,
 ) -> pd.DataFrame:
     """Return one row per riddle, answered greedily: `policy, id, riddle, answer, completion, verdict, correct`."""
-    import pandas as pd
+
+    def read(row: Mapping[str, Any], text: str) -> dict[str, Any]:
+        verdict = grade(strict_answer(text), [row["answer"], *row["aliases"]])
+        return {"id": row["id"], "riddle": row["riddle"], "answer": row["answer"], "completion": text,
+                "verdict": verdict.value, "correct": verdict is Verdict.RIGHT}
 
     rows = list(riddles)
     chats = [prompts.riddle_messages(row, few_shot=few_shot) for row in rows]
-    completions = complete(model, tokenizer, chats, max_new_tokens=max_new_tokens)
-    records = []
-    for row, text in zip(rows, completions, strict=True):
-        verdict = grade(strict_answer(text), [row["answer"], *row["aliases"]])
-        records.append({"policy": policy, "id": row["id"], "riddle": row["riddle"], "answer": row["answer"],
-                        "completion": text, "verdict": verdict.value, "correct": verdict is Verdict.RIGHT})
-    return pd.DataFrame(records)
+    return _answered(model, tokenizer, rows, chats, read, policy, max_new_tokens=max_new_tokens)
 
 
 def score_physical(
@@ -183,26 +175,46 @@ def score_physical(
     *,
     policy: str,
     few_shot: bool = True,
-    max_new_tokens: int = 16,
-    temperature: float = 0.0,
-    seed: int = 0,
+    **sampling: Any,
 ) -> pd.DataFrame:
     """Return one row per two-option question, answered with a letter: greedily, or sampled at a temperature above 0.
 
     Columns: `policy, id, goal, answer, completion, letter, strict, lenient, correct_strict, correct_lenient`; `letter`
-    is what could be read strictly, None where nothing could.
+    is what could be read strictly, None where nothing could. `sampling` goes to `complete` (16 new tokens by default).
+    """
+
+    def read(row: Mapping[str, Any], text: str) -> dict[str, Any]:
+        right, labels = prompts.piqa_letter(row), ("A", "B")
+        return {"id": row["id"], "goal": row["goal"], "answer": right, "completion": text,
+                "letter": read_letter(strict_answer(text), labels), **_letter_verdicts(text, right, labels)}
+
+    rows = list(questions)
+    chats = [prompts.piqa_messages(row, few_shot=few_shot) for row in rows]
+    return _answered(model, tokenizer, rows, chats, read, policy, **{"max_new_tokens": 16, **sampling})
+
+
+def score_science_likelihood(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Iterable[Mapping[str, Any]],
+    *,
+    policy: str,
+    system: bool = False,
+) -> pd.DataFrame:
+    """Return one row per question, answered by the choice with the highest log-likelihood (nats).
+
+    Columns: `policy, id, right, scores, chosen, chosen_norm, correct, correct_norm`.
     """
     import pandas as pd
 
-    rows, labels = list(questions), ("A", "B")
-    chats = [prompts.piqa_messages(row, few_shot=few_shot) for row in rows]
-    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-    completions = complete(model, tokenizer, chats, **sampling)
+    rows = [lettered(row) for row in questions]
     records = []
-    for row, text in zip(rows, completions, strict=True):
-        right = prompts.piqa_letter(row)
-        records.append({"policy": policy, "id": row["id"], "goal": row["goal"], "answer": right, "completion": text,
-                        "letter": read_letter(strict_answer(text), labels), **_letter_verdicts(text, right, labels)})
+    for row, scores in zip(rows, choice_scores(model, tokenizer, rows, system=system), strict=True):
+        chosen = row["labels"][likeliest(scores)]
+        per_character = row["labels"][likeliest(normalised(scores, row["choices"]))]
+        records.append({"policy": policy, "id": row["id"], "right": row["answer"], "scores": scores, "chosen": chosen,
+                        "chosen_norm": per_character, "correct": chosen == row["answer"],
+                        "correct_norm": per_character == row["answer"]})
     return pd.DataFrame(records)
 
 
@@ -215,16 +227,24 @@ def score_physical_likelihood(
     """
     import pandas as pd
 
-    rows = list(questions)
-    pairs = [(f"Question: {row['goal']}\nAnswer:", f" {row[key]}") for row in rows for key in ("sol1", "sol2")]
-    scores = iter(text_log_likelihoods(model, tokenizer, pairs))
+    rows = [{**row, "question": row["goal"], "choices": [row["sol1"], row["sol2"]]} for row in questions]
     records = []
-    for row in rows:
-        first, second = next(scores), next(scores)
+    for row, (first, second) in zip(rows, choice_scores(model, tokenizer, rows, system=False), strict=True):
         chosen = 1 if first >= second else 2
         records.append({"policy": policy, "id": row["id"], "score1": first, "score2": second, "chosen": chosen,
                         "correct": chosen == row["label"] + 1})
     return pd.DataFrame(records)
+
+
+def _answered(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]],
+    chats: Sequence[Chat], read: Callable[[Mapping[str, Any], str], dict[str, Any]], policy: str, **sampling: Any,
+) -> pd.DataFrame:
+    """Return `policy` and what `read` makes of each row and its completion, one row each."""
+    import pandas as pd
+
+    texts = complete(model, tokenizer, chats, **sampling)
+    return pd.DataFrame([{"policy": policy, **read(row, text)} for row, text in zip(rows, texts, strict=True)])
 
 
 def _letter_verdicts(text: str, right: str, labels: Sequence[str]) -> dict[str, Any]:
@@ -239,3 +259,9 @@ def share_with_interval(correct: pd.Series) -> str:
     right, n = int(correct.sum()), len(correct)
     low, high = wilson_interval(right, n)
     return f"{100 * right / n:.1f} % ({100 * low:.0f} to {100 * high:.0f} %, n = {n})"
+
+
+if __name__ == "__main__":
+    from problama_utils.arc_table import main
+
+    raise SystemExit(main())
