@@ -99,7 +99,7 @@ def broken_claims(rows: list[dict[str, Any]], readme: str) -> list[str]:
 
 def score_items(task: str, seed: int, adapter: Path, out: Path) -> None:
     """Answer every held-out problem of the profile's difficulty with the base policy and with the adapter on top."""
-    from problama_utils.evaluation import complete
+    from problama_utils.completions import complete
     from problama_utils.models import load_adapter, load_policy
     from problama_utils.progress import verdicts
     from problama_utils.training_data import heldout_problems

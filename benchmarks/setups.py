@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from problama_utils import monitoring, prompts, rewards, training_data
+from problama_utils.completions import complete
 from problama_utils.config import GRPOSettings, get_profile
-from problama_utils.evaluation import complete
 from problama_utils.models import attach_lora, load_policy
 from problama_utils.problems import load_few_shot, load_physical, load_riddles
 from problama_utils.progress import verdicts

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import re
 import sys
@@ -207,6 +208,7 @@ def stamp_table(readme: str, record: dict[str, Any]) -> str:
 
 def run_course(root: Path, build: Path, *, only: Sequence[str] = (), publishing: bool = False) -> int:
     """Execute the notebooks in order and write copies, `course.json` and `report.html`; return an exit status."""
+    os.environ["PROBLAMA_QUIET"] = "1"  # kernels inherit it: nobody watches, so no curve that refreshes in place
     build.mkdir(parents=True, exist_ok=True)
     paths = [path for path in numbered_notebooks(root) if not only or path.stem[:2] in only]
     rows, executed = [], {}

@@ -32,7 +32,7 @@ def heldout_counts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Dataset, max_new_tokens: int
 ) -> dict[str, int]:
     """Return how many held-out problems a policy answers greedily `right`, `wrong` or `unjudged`, and `n` of them."""
-    from problama_utils.evaluation import complete
+    from problama_utils.completions import complete
 
     was_training = model.training
     texts = complete(model, tokenizer, list(problems["prompt"]), max_new_tokens=max_new_tokens)

@@ -86,7 +86,7 @@ def check_budget(
     Raises:
         CourseError: more than half of the answers reach `max_completion_length`.
     """
-    from problama_utils.evaluation import complete
+    from problama_utils.completions import complete
 
     chats = list(dataset.select(range(min(BUDGET_SAMPLE, len(dataset))))["prompt"])
     budget = settings.max_completion_length
