@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help course test test-fast lab badges publish clean setup
+.PHONY: help course test test-fast lab badges newest publish clean setup
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,9 @@ test-fast: setup  ## lint and unit tests, under a minute
 
 lab: setup  ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab --notebook-dir notebooks
+
+newest:  ## try the newest releases in a throw-away environment, report what broke: make newest
+	@$(PYTHON) benchmarks/newest.py $(PACKAGES)
 
 publish: setup  ## run the course, then refresh the committed outputs, timings and README table
 	@$(PY) -m problama_utils.course --publish

@@ -4,27 +4,32 @@
     python  problama_utils/install.py                 Colab, Kaggle: into the running interpreter, keeping its torch
 
 Both are safe to run twice: a finished installation is recognised and left alone. A failed one ends in one sentence
-and removes what it began.
+and removes what it began. The notebooks' set-up cell calls `into_notebook_host`.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import importlib.metadata
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 STAMP = "problama-installed.txt"
 OLDEST, NEWEST = (3, 11), (3, 14)
 NEEDED_GB = 4.0  # the environment takes 2.4 GB with a CPU build of torch
-KEPT_ON_NOTEBOOK_HOSTS = ("torch", "numpy")  # replacing these under a running kernel breaks it
-NOT_ON_NOTEBOOK_HOSTS = ("jupyterlab", "ipykernel", "ipywidgets", "nbclient", "nbconvert", "nbmake", "pytest", "ruff",
-                         "hypothesis")
+# A notebook host keeps its own release of these where pyproject.toml's range allows it: they are large, other
+# packages of the host are built against them, and its kernel may have loaded them already.
+KEPT_ON_NOTEBOOK_HOSTS = ("torch", "numpy", "pandas", "matplotlib", "safetensors", "filelock", "tqdm")
+ALSO_LOADED_EARLY = ("pyarrow", "huggingface_hub", "tokenizers", "fsspec")  # by a host's own start-up
 UNSLOTH = ("unsloth==2026.10.9", "unsloth_zoo==2026.10.9")
 UNSLOTH_NEEDS = ("tyro", "msgspec", "hf_transfer", "sentencepiece", "protobuf", "einops", "structlog", "nest-asyncio",
                  "json5")
@@ -76,7 +81,8 @@ def explain(stderr: str) -> str:
     if missing:
         return (f"the package index has no {missing[1]} for this Python or platform: "
                 "check PIP_INDEX_URL, or use Python 3.11 or 3.12.")
-    last = (stderr.strip().splitlines() or ["no reason given"])[-1]
+    lines = stderr.strip().splitlines() or ["no reason given"]
+    last = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])  # warnings may follow it
     return f"pip failed ({last}): mend that and run the command again."
 
 
@@ -110,22 +116,85 @@ def requirements() -> dict[str, str]:
     return {re.split(r"[=<>]", line)[0]: line for line in lines if line}
 
 
-def install_into_this_python() -> None:
-    """Colab and Kaggle: add what is missing and keep the runtime's own torch and numpy."""
-    wanted = requirements()
-    keep = []
+def ranges() -> dict[str, str]:
+    """Return the releases that may run the course, `name → range`, such as `{"numpy": ">=2.0"}`."""
+    import tomllib  # late: Python 3.10 has none, and must get as far as the sentence that refuses it
+
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    return {re.match(r"[\w-]+", line)[0]: re.sub(r"^[\w-]+", "", line) for line in listed}
+
+
+def satisfied(name: str, bounds: str) -> str | None:
+    """Return the installed release of `name` where it lies within `bounds`, else None."""
+    from pip._vendor.packaging.specifiers import SpecifierSet  # pip is what installs, so it is there
+
+    try:
+        found = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return found if SpecifierSet(bounds).contains(found, prereleases=True) else None
+
+
+def notebook_host_requirements() -> tuple[list[str], list[str]]:
+    """Return what a notebook host gets: `(kept or replaced under a running kernel, added)`, each as `name==release`.
+
+    Only what the course imports: Jupyter and the tests' tools are not for a rented kernel.
+    """
+    pins, allowed = requirements(), ranges()
+    kept = []
     for name in KEPT_ON_NOTEBOOK_HOSTS:
-        pinned = wanted.pop(name)
-        try:
-            keep.append(f"{name}=={importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            keep.append(pinned)
-    rest = [pin for name, pin in wanted.items() if name not in NOT_ON_NOTEBOOK_HOSTS]
-    pip(sys.executable, *keep, *rest)
+        own = satisfied(name, allowed[name])
+        kept.append(f"{name}=={own}" if own else pins[name])
+    if not satisfied("torch", allowed["torch"]) and satisfied("torchvision", ""):
+        kept.append("torchvision")  # built for one torch release: the old one would fail to import beside the new
+    return kept, [pins[name] for name in allowed if name not in KEPT_ON_NOTEBOOK_HOSTS]
+
+
+def host_stamp() -> Path:
+    """Return where a finished installation into this Python is noted: beside the packages, so it goes with them."""
+    return Path(sysconfig.get_paths()["purelib"]) / STAMP
+
+
+def install_into_this_python() -> None:
+    """Colab and Kaggle: add what is missing and keep the runtime's own torch and numpy where they will do."""
+    kept, added = notebook_host_requirements()
+    state = wanted_state() + ("+gpu" if shutil.which("nvidia-smi") else "")
+    done = all(satisfied(*re.split("(?===)", pin, maxsplit=1)) for pin in [*kept, *added] if "==" in pin)
+    if done and host_stamp().exists() and host_stamp().read_text() == state:
+        return
+    print("No Problama: installing what this runtime lacks (one to three minutes, once).", flush=True)
+    pip(sys.executable, *kept, *added)
     if shutil.which("nvidia-smi"):
         pip(sys.executable, "--no-deps", *UNSLOTH)
-        pip(sys.executable, *keep, *UNSLOTH_NEEDS)
-    print("No Problama is installed.")
+        pip(sys.executable, *kept, *added, *UNSLOTH_NEEDS)
+    host_stamp().write_text(state)
+    print("No Problama is installed.", flush=True)
+
+
+def stale(modules: Mapping[str, ModuleType], names: Iterable[str]) -> list[str]:
+    """Return what this process loaded in another release than the one now on disk, such as `numpy 1.26.4`."""
+    importlib.invalidate_caches()
+    found = []
+    for name in names:
+        loaded = str(getattr(modules.get(name), "__version__", "")).split("+")[0]
+        if loaded and (satisfied(name, "") or loaded).split("+")[0] != loaded:
+            found.append(f"{name} {loaded}")
+    return found
+
+
+def into_notebook_host() -> None:
+    """What the set-up cell does outside a checkout: install, and restart a kernel that holds a replaced package."""
+    install_into_this_python()
+    old = stale(sys.modules, [*ranges(), *ALSO_LOADED_EARLY])
+    if not old:
+        return
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if shell is None:
+        fail(f"this Python had loaded {', '.join(old)} before a newer release was installed: start it again.")
+    print(f"No Problama: this kernel had loaded {', '.join(old)} before a newer release came; it restarts now. "
+          "Run the notebook again from its first cell.", flush=True)
+    shell.kernel.do_shutdown(True)
+    raise SystemExit(0)  # so that the cells queued behind this one do not run in the old kernel
 
 
 def main() -> None:

@@ -7,13 +7,13 @@ weights: it is the same model with its adapter switched off.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from problama_utils.config import Profile
 from problama_utils.embedded_model import embedded_model_dir, quiet_transformers
 from problama_utils.errors import CourseError
+from problama_utils.gated_model import chosen_name, refusal, refusal_sentence
 
 if TYPE_CHECKING:
     import torch
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 def model_source(profile: Profile) -> str:
-    """Return the folder or hub id the profile's weights come from; PROBLAMA_MODEL takes precedence."""
-    chosen = os.environ.get("PROBLAMA_MODEL", "").strip() or profile.model_name
+    """Return the folder or hub id the weights come from; PROBLAMA_MODEL and PROBLAMA_UNGATED=1 exchange it."""
+    chosen = chosen_name(profile)
     return str(embedded_model_dir()) if chosen == "embedded" else chosen
 
 
@@ -34,7 +34,7 @@ def load_policy(profile: Profile, *, seed: int | None = None) -> tuple[PreTraine
         seed: seeds torch before loading, so that what follows is repeatable; None leaves the generators alone.
 
     Raises:
-        CourseError: the weights cannot be had, or the backend's package is missing.
+        CourseError: the weights cannot be had (gated: the message names the switch), or the backend is missing.
     """
     if seed is not None:
         from transformers import set_seed
@@ -42,8 +42,13 @@ def load_policy(profile: Profile, *, seed: int | None = None) -> tuple[PreTraine
         set_seed(seed)
     load = _load_with_unsloth if profile.backend == "unsloth" else _load_with_transformers
     source = model_source(profile)
-    with quiet_transformers():
-        model, tokenizer = load(profile, source)
+    try:
+        with quiet_transformers():
+            model, tokenizer = load(profile, source)
+    except Exception as error:  # each library wraps the hub's 401 or 403 in an error of its own
+        if not (status := refusal(error)):
+            raise
+        raise CourseError(refusal_sentence(source, status)) from error
     # Generation continues a prompt at its right end, so padding goes to the left. Saved tokenizers forget this.
     tokenizer.padding_side = "left"
     tokenizer.clean_up_tokenization_spaces = False  # WordPiece's habit; transformers warns where a BPE tokenizer has it

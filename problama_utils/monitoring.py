@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from problama_utils.diagnosis import Diagnosis, find_causes
 from problama_utils.errors import CourseError
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ CEILINGS = {
     "rewards/soft_format_reward/mean": 0.5,
     "reward": 3.0,
 }
+
+CHANCE = {"piqa": 0.5}  # share of answers that guessing gets right; riddles have no options to guess among
 
 
 def write_log(folder: Path, rows: Sequence[Mapping[str, float]]) -> None:
@@ -63,13 +66,16 @@ def read_log(folder: str | Path) -> pd.DataFrame:
         folder: a run folder with `log.csv`, or a TRL checkpoint folder with `trainer_state.json`.
 
     Raises:
-        CourseError: there is no log, or it has no step column.
+        CourseError: there is no log, or it is empty, or it has no step column.
     """
     import pandas as pd
 
     folder = Path(folder)
     if (folder / LOG_FILE).exists():
-        table = pd.read_csv(folder / LOG_FILE)
+        try:
+            table = pd.read_csv(folder / LOG_FILE)
+        except pd.errors.EmptyDataError:
+            raise CourseError(f"The log in {folder.name!r} is empty: no step has been finished yet.") from None
     elif (folder / "trainer_state.json").exists():
         history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
         table = pd.DataFrame([row for row in history if "reward" in row])
@@ -91,6 +97,37 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     if not path.exists():
         raise CourseError(f"There is no {RUN_FILE} in {Path(folder).name!r}: the training has not finished.")
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def diagnose(log: pd.DataFrame | str | Path, settings: Any = None, *, chance: float | None = None) -> Diagnosis:
+    """Name the cause of a flat or falling reward, with the evidence and the cure.
+
+    Args:
+        log: what `read_log` returns, or a folder that it reads. A run folder brings its settings and its chance level.
+        settings: the `GRPOSettings` of the run, where they are known and not in the folder.
+        chance: share of answers that guessing gets right, where it is known and not by the folder's task.
+
+    Returns:
+        A `Diagnosis`: print it, or ask its `verdict` and `findings`.
+
+    Raises:
+        CourseError: the folder has no log.
+    """
+    if isinstance(log, str | Path):
+        record = _record_of(Path(log))
+        task = record.get("task")
+        settings = settings if settings is not None else (record.get("profile") or {}).get(task)
+        chance = chance if chance is not None else CHANCE.get(task)
+        log = read_log(log)
+    return find_causes(log, settings, chance=chance)
+
+
+def _record_of(folder: Path) -> dict[str, Any]:
+    """Return what is known of a run, finished or not; nothing for a checkpoint of TRL."""
+    for name in (RUN_FILE, "plan.json"):  # the plan stands there while a run lasts
+        if (folder / name).exists():
+            return json.loads((folder / name).read_text(encoding="utf-8"))
+    return {}
 
 
 def first_and_last(log: pd.DataFrame, metric: str, steps: int = 5) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 from problama_utils.badges import address, badge, stamp_all
 from problama_utils.config import course_root
@@ -19,13 +20,25 @@ def test_every_badge_and_set_up_cell_points_at_the_constant():
 
 def test_one_command_restamps_them_all_and_a_second_run_changes_nothing(tmp_path):
     root = course_root()
-    (tmp_path / "notebooks").mkdir()
-    for name in ("pyproject.toml", "README.md"):
+    notebooks = [path.relative_to(root) for path in (root / "notebooks").rglob("0*.ipynb")]
+    names = ["pyproject.toml", "README.md", *notebooks]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(root / name, tmp_path / name)
-    for path in (root / "notebooks").glob("*.ipynb"):
-        shutil.copy(path, tmp_path / "notebooks")
     changed = stamp_all(tmp_path, "ada/course", "v2")
-    assert len(changed) == 8 and address(tmp_path) == ("ada/course", "v2")
-    everything = "".join(path.read_text(encoding="utf-8") for path in tmp_path.rglob("*") if path.is_file())
-    assert "github/no-problama" not in everything and 'REPO, REF = "no-problama' not in everything
+    assert len(changed) == len(names) and address(tmp_path) == ("ada/course", "v2")
+    everything = [path.read_text(encoding="utf-8") for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any("github/no-problama" in text or 'REPO, REF = "no-problama' in text for text in everything)
+    assert sum('REPO, REF = \\"ada/course\\", \\"v2\\"' in text for text in everything) == len(notebooks)
     assert stamp_all(tmp_path, "ada/course", "v2") == []
+
+
+def test_restamping_changes_nothing_else_in_a_notebook(tmp_path):
+    source = course_root() / "notebooks" / "02_qlora_setup.ipynb"
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(course_root() / name, tmp_path / name)
+    (tmp_path / "notebooks").mkdir()
+    copy = shutil.copy(source, tmp_path / "notebooks")
+    stamp_all(tmp_path, "ada/course", "v2")
+    stamp_all(tmp_path, *address(course_root()))
+    assert Path(copy).read_text(encoding="utf-8") == source.read_text(encoding="utf-8")

@@ -1,7 +1,9 @@
 """Set-up before anything is installed: early refusals, one sentence each, nothing half made."""
 
+import ast
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,12 @@ def test_the_script_needs_nothing_but_the_standard_library():
     assert done.returncode == 0 and "--venv" in done.stdout
 
 
+def test_the_script_starts_on_pythons_that_are_too_old_to_run_the_course():
+    tree = ast.parse(SCRIPT.read_text(encoding="utf-8"), feature_version=(3, 8))
+    early = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    assert "tomllib" not in early  # new in 3.11
+
+
 @pytest.mark.parametrize(
     ("complaint", "word"),
     [
@@ -23,6 +31,7 @@ def test_the_script_needs_nothing_but_the_standard_library():
         ("WARNING: Retrying after connection broken by Name resolution failure", "cannot be reached"),
         ("ERROR: No matching distribution found for torch==2.13.0", "torch==2.13.0"),
         ("ERROR: something else entirely", "something else entirely"),
+        ("ERROR: packages conflict\nWARNING: a link is ignored", "packages conflict"),
     ],
 )
 def test_pips_complaints_become_a_sentence_with_a_next_step(complaint, word):
@@ -65,16 +74,63 @@ def test_every_requirement_is_pinned_and_has_its_reason():
             assert "==" in line and "#" in line and len(line.split("#")[1].split()) >= 3, line
 
 
-def test_on_a_notebook_host_torch_and_numpy_stay_and_jupyter_is_not_touched(monkeypatch):
+@pytest.fixture
+def host(monkeypatch, tmp_path):
+    """A notebook host whose pip only writes down what it is asked for: `(releases, calls)`, the first to change."""
     calls = []
+    releases = {pin.split("==")[0]: pin.split("==")[1] for pin in install.requirements().values()}
+
+    def version(name):
+        if name not in releases:
+            raise install.importlib.metadata.PackageNotFoundError(name)
+        return releases[name]
+
+    monkeypatch.setattr(install.importlib.metadata, "version", version)
     monkeypatch.setattr(install, "pip", lambda python, *arguments, **k: calls.append(arguments))
     monkeypatch.setattr(install.shutil, "which", lambda _: None)
-    install.install_into_this_python()
-    import numpy
-    import torch
+    monkeypatch.setattr(install, "host_stamp", lambda: tmp_path / install.STAMP)
+    return releases, calls
 
-    assert f"numpy=={numpy.__version__}" in calls[0] and f"torch=={torch.__version__}" in calls[0]
-    assert not any(argument.startswith(("jupyterlab", "ipykernel")) for argument in calls[0])
+
+def test_a_notebook_host_keeps_its_torch_and_numpy_and_jupyter_is_not_touched(host):
+    host[0].update(torch="2.12.1+cu126", numpy="2.0.2")
+    install.install_into_this_python()
+    assert {"torch==2.12.1+cu126", "numpy==2.0.2"} <= set(host[1][0])
+    assert not any(argument.startswith(("jupyterlab", "ipykernel", "pytest")) for argument in host[1][0])
+
+
+@pytest.mark.parametrize(("name", "own"), [("torch", "2.9.0+cu126"), ("torch", "2.15.0"), ("numpy", "1.26.4")])
+def test_what_lies_outside_pyprojects_range_is_replaced_by_the_tested_release(host, name, own):
+    host[0].update({name: own, "torchvision": "0.24.0"})
+    install.install_into_this_python()
+    assert install.requirements()[name] in host[1][0]
+    assert ("torchvision" in host[1][0]) == (name == "torch")  # built for one torch, so the two go together
+
+
+def test_the_libraries_that_drift_are_pinned_on_a_notebook_host_too(host):
+    host[0].update(trl="1.14.9", peft="0.99.0")
+    install.install_into_this_python()
+    pins = install.requirements()
+    assert {pins["trl"], pins["peft"], pins["transformers"], pins["datasets"]} <= set(host[1][0])
+
+
+def test_a_second_installation_asks_pip_for_nothing_until_something_is_replaced(host):
+    install.install_into_this_python()
+    install.install_into_this_python()
+    assert len(host[1]) == 1
+    del host[0]["trl"]
+    install.install_into_this_python()
+    assert len(host[1]) == 2
+
+
+def test_a_loaded_package_is_stale_only_if_another_release_is_on_disk(host):
+    def loaded(version):
+        return types.SimpleNamespace(__version__=version)
+
+    host[0].update(torch="2.13.0+cpu", numpy="2.4.6")
+    modules = {"numpy": loaded("1.26.4"), "torch": loaded("2.13.0"), "tqdm": types.SimpleNamespace(),
+               "gone": loaded("1")}
+    assert install.stale(modules, ["numpy", "torch", "tqdm", "pandas", "gone"]) == ["numpy 1.26.4"]
 
 
 @pytest.mark.parametrize("command", ["course", "test"])

@@ -1,0 +1,293 @@
+"""Can this machine run the course, and what will it cost? `python -m problama_utils.preflight` says so in seconds.
+
+One line per check, each trouble with its cure; exit status 0 = can run, 1 = cannot. Nothing is installed, downloaded
+or imported: `machine.look` sees, `judge` decides, so a machine can be simulated by writing its `Machine` by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from problama_utils.config import PROFILE_NAMES, Profile, course_root, get_profile
+from problama_utils.embedded_model import NEEDED_BYTES
+from problama_utils.errors import CourseError
+from problama_utils.gated_model import SWITCH, UNGATED_COPIES, is_gated, loads_a_copy, on_hub, refusal_sentence
+from problama_utils.install import NEEDED_GB as INSTALLATION_GB
+from problama_utils.machine import Machine, gpu_obstacle, look, profile_for
+from problama_utils.memory import LLAMA_3_1_8B, training_bytes
+from problama_utils.tested_versions import fits, python_range, wanted_packages
+
+OK, NOTE, WARNING, PROBLEM = "ok", "note", "warning", "problem"
+MEASURED = "assets/results/course.json"
+GPU_RAM_GB = 12.0  # a free Colab has 12.7; not measured
+RUNS_GB = 0.3  # logs and adapters
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the verdict."""
+
+    name: str
+    grade: str  # OK, NOTE (good to know), WARNING (runs, but), PROBLEM (does not run)
+    found: str
+    cure: str = ""  # what to do; never empty where the grade is WARNING or PROBLEM
+
+
+def judge(machine: Machine, profile: Profile, measured: dict[str, Any] | None = None) -> list[Check]:
+    """Return all checks of a profile on a machine, in the order in which they matter.
+
+    Args:
+        machine: from `look()`, or written by hand.
+        profile: the one that will run.
+        measured: the record of a measured course (assets/results/course.json), or None.
+    """
+    if not fits(".".join(map(str, machine.python)), python_range()):
+        return [_python(machine)]  # with another Python nothing else means anything
+    checks = [_python(machine), _packages(machine, profile), *_fast_inference(machine, profile)]
+    checks += [_gpu(machine, profile), *_gpu_memory(machine, profile), _ram(machine, profile, measured)]
+    checks += [_disk(machine, profile), _model(machine, profile), _token(machine, profile)]
+    return [*checks, _expect(machine, profile, measured)]
+
+
+def can_run(checks: Sequence[Check]) -> bool:
+    """Tell whether no check is a PROBLEM."""
+    return all(check.grade != PROBLEM for check in checks)
+
+
+def measured_course() -> dict[str, Any] | None:
+    """Return the shipped record of a measured course, or None where it is not here."""
+    try:
+        return json.loads((course_root() / MEASURED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _python(machine: Machine) -> Check:
+    found = ".".join(map(str, machine.python))
+    if fits(found, python_range()):
+        return Check("Python", OK, f"{found}, {machine.system}, {machine.cores} cores")
+    return Check("Python", PROBLEM, f"{found}, the course needs {python_range()}",
+                 "install Python 3.11 or 3.12 and run `make course PYTHON=python3.11`")
+
+
+def _packages(machine: Machine, profile: Profile) -> Check:
+    wanted = [package for package in wanted_packages(profile) if package.name != "vllm"]
+    there = [package for package in wanted if package.name in machine.packages]
+    versions = machine.packages
+    missing = [package.name for package in wanted if package not in there]
+    wrong = [f"{p.name} {versions[p.name]} (needs {p.ranges})" for p in there if not fits(versions[p.name], p.ranges)]
+    if missing or wrong:
+        found = "; ".join(filter(None, [missing and f"missing: {', '.join(missing)}", wrong and ", ".join(wrong)]))
+        return Check("packages", PROBLEM, found, _install_command(machine, "unsloth" in missing))
+    other = [f"{p.name} {versions[p.name]} (tested: {p.tested})" for p in there
+             if p.tested and versions[p.name].split("+")[0] != p.tested]
+    if other:
+        return Check("packages", WARNING, f"untested releases: {', '.join(other)}",
+                     f"should they fail, {_install_command(machine)}")
+    return Check("packages", OK, f"{len(there)} at the releases that were tested")
+
+
+def _install_command(machine: Machine, unsloth: bool = False) -> str:
+    if machine.host:
+        return "run the set-up cell at the top of the notebook"
+    if unsloth:
+        return "run `python problama_utils/install.py`: it adds unsloth where nvidia-smi is there"
+    return "run `make setup` in the checkout, or `python problama_utils/install.py` in an environment of your own"
+
+
+def _fast_inference(machine: Machine, profile: Profile) -> list[Check]:
+    if not profile.fast_inference:
+        return []
+    if "vllm" in machine.packages:
+        return [Check("vLLM", OK, f"{machine.packages['vllm']} samples the completions (fast_inference)")]
+    return [Check("vLLM", PROBLEM, f"profile {profile.name} sets fast_inference = True, which needs vllm",
+                  "`pip install vllm` in the release built for your torch, or set PROBLAMA_PROFILE=colab-t4")]
+
+
+def _gpu(machine: Machine, profile: Profile) -> Check:
+    needed = profile.backend == "unsloth"
+    if machine.gpu is None:
+        note = f" ({machine.gpu_note})" if machine.gpu_note else ""
+        if needed:
+            return Check("GPU", PROBLEM, f"none{note}, profile {profile.name} needs one",
+                         "choose a GPU runtime, or set PROBLAMA_PROFILE=cpu")
+        if machine.gpu_note:
+            return Check("GPU", WARNING, f"not usable{note}", "mend the driver to use it; the CPU does meanwhile")
+        return Check("GPU", OK, "none, and none is needed")
+    card = machine.gpu
+    capability = "unknown" if card.capability is None else f"{card.capability[0]}.{card.capability[1]}"
+    found = f"{card.name}, compute capability {capability}, driver {card.driver}"
+    obstacle = gpu_obstacle(card, machine.torch_cuda)
+    if obstacle:
+        why, cure = obstacle.split(": ", 1)
+        cure += ", or set PROBLAMA_PROFILE=cpu" if needed else "; until then the CPU trains"
+        return Check("GPU", PROBLEM if needed else WARNING, f"{found}; {why}", cure)
+    if needed and (card.capability or (0, 0)) < (8, 0):
+        grade = WARNING if profile.name == "slides" else NOTE
+        return Check("GPU", grade, f"{found}: no bf16 in hardware (from 8.0 on), so fp16 is used",
+                     "set PROBLAMA_PROFILE=colab-t4" if grade == WARNING else "")
+    return Check("GPU", OK, found if needed else f"{found}, not used by profile {profile.name}")
+
+
+def counted_gpu_gb(profile: Profile) -> float:
+    """Return what Llama-3.1-8B's weights, adapter, gradients and Adam take on a card: counted, not measured."""
+    regime = "qlora" if profile.load_in_4bit else "lora"
+    return sum(training_bytes(LLAMA_3_1_8B, "grpo", regime, profile.lora.r).values()) / 1e9
+
+
+def _gpu_memory(machine: Machine, profile: Profile) -> list[Check]:
+    card = machine.gpu
+    if profile.backend != "unsloth" or card is None or card.free_gb is None:
+        return []
+    need, cure = counted_gpu_gb(profile), "set PROBLAMA_PROFILE=cpu"
+    found = f"{card.free_gb:.1f} of {card.memory_gb or card.free_gb:.1f} GB free; weights, adapter and Adam: {need:.1f}"
+    if (card.memory_gb or card.free_gb) < need:
+        return [Check("GPU memory", PROBLEM, found, f"take a larger card, or {cure}")]
+    if card.free_gb < need:
+        return [Check("GPU memory", PROBLEM, found, f"end what else runs on it (`nvidia-smi` lists it), or {cure}")]
+    return [Check("GPU memory", OK, f"{found}, before activations (counted, not measured)")]
+
+
+def _ram(machine: Machine, profile: Profile, measured: dict[str, Any] | None) -> Check:
+    if machine.ram_gb is None or machine.ram_free_gb is None:
+        return Check("memory", NOTE, "this system does not tell how much memory it has")
+    found = f"{machine.ram_free_gb:.1f} of {machine.ram_gb:.1f} GB free"
+    if profile.backend == "unsloth":
+        if machine.ram_gb < GPU_RAM_GB:
+            return Check("memory", WARNING, f"{found}, loading 8B weights was planned for {GPU_RAM_GB:.0f} GB or more",
+                         "should loading fail, choose a runtime with more memory")
+        return Check("memory", OK, found)
+    peak = _peak_gb(measured)
+    if machine.ram_gb < peak:
+        return Check("memory", PROBLEM, f"{found}, the largest notebook took {peak:.1f}",
+                     "use a machine or a container limit with more, or a free Colab")
+    if machine.ram_free_gb < peak:
+        return Check("memory", WARNING, f"{found}, the largest notebook took {peak:.1f}", "close other programs first")
+    return Check("memory", OK, found)
+
+
+def _peak_gb(measured: dict[str, Any] | None) -> float:
+    return max(row["peak_memory_gb"] for row in measured["notebooks"]) if measured else 5.0
+
+
+def download_gb(profile: Profile, model: str) -> float:
+    """Return how much a profile's model takes on disk once fetched: Llama's in 4 bits or in bf16, ours, or a folder."""
+    if not on_hub(model):
+        return NEEDED_BYTES / 1e9 if model == "embedded" else 0.0
+    if loads_a_copy(profile) or model in UNGATED_COPIES.values():
+        return training_bytes(LLAMA_3_1_8B, "grpo", "qlora", profile.lora.r)["policy"] / 1e9
+    return 2 * LLAMA_3_1_8B.parameters / 1e9
+
+
+def _disk(machine: Machine, profile: Profile) -> Check:
+    if machine.disk_free_gb is None:
+        return Check("disk", NOTE, "this system does not tell how much disk is free")
+    parts = {"runs": RUNS_GB}
+    if not machine.model_here:
+        parts["model"] = download_gb(profile, machine.model)
+    if any(package.name not in machine.packages for package in wanted_packages(profile)):
+        parts["packages"] = INSTALLATION_GB
+    need = sum(parts.values())
+    found = f"{machine.disk_free_gb:.1f} GB free, {need:.1f} needed ({', '.join(parts)})"
+    if machine.disk_free_gb >= need:
+        return Check("disk", OK, found)
+    variable = "HF_HOME" if on_hub(machine.model) else "PROBLAMA_HOME"
+    return Check("disk", PROBLEM, found, f"free some space, or move the model cache with {variable}")
+
+
+def _model(machine: Machine, profile: Profile) -> Check:
+    name, here, hub = machine.model, machine.model_here, machine.hub
+    if name == "embedded":
+        found = "is in the cache" if here else "is fetched once, from the package index"
+        return Check("model", OK, f"the embedded model {found}; no hub is needed")
+    if not on_hub(name):
+        if here:
+            return Check("model", OK, f"folder {name}")
+        return Check("model", PROBLEM, f"there is no folder {name}", "correct PROBLAMA_MODEL or unset it")
+    if hub == "open":
+        return Check("model", OK, f"the hub gives {name}")
+    if here:
+        return Check("model", OK, f"{name} is in the cache (hub: {hub or 'not asked'})")
+    if hub.startswith("refused"):
+        return _refused(profile, name, hub)
+    if hub.startswith("missing"):
+        return Check("model", PROBLEM, f"the hub knows no {name}", "correct PROBLAMA_MODEL or unset it")
+    why = f"the hub is {hub}" if hub else "HF_HUB_OFFLINE is set"
+    return Check("model", PROBLEM, f"{name} is not in the cache, and {why}",
+                 "connect to the hub (HF_ENDPOINT names a mirror), or set PROBLAMA_PROFILE=cpu")
+
+
+def _refused(profile: Profile, name: str, hub: str) -> Check:
+    found, cure = refusal_sentence(name, int(hub.split("(")[1][:3])).split(": ", 1)
+    if loads_a_copy(profile):
+        return Check("model", WARNING, f"{found}; unsloth loads its own ungated copy in 4 bits instead",
+                     f"nothing, or set {SWITCH}=1 to ask for a copy yourself")
+    return Check("model", PROBLEM, found, cure)
+
+
+def _token(machine: Machine, profile: Profile) -> Check:
+    if not on_hub(machine.model) or not is_gated(machine.model):
+        return Check("token", OK, "not needed: the model is not gated")
+    if machine.token:
+        return Check("token", OK, f"in {machine.token}; {machine.model} is gated")
+    where = "add the Colab secret HF_TOKEN" if machine.host == "Colab" else "put your token into HF_TOKEN"
+    cure = f"accept its licence on the hub and {where}, or set {SWITCH}=1 for an ungated copy"
+    found = f"none, and {machine.model} is gated"
+    if loads_a_copy(profile):
+        return Check("token", WARNING, f"{found}; unsloth asks for its own ungated copy when it loads in 4 bits", cure)
+    return Check("token", OK if machine.model_here else PROBLEM, found, "" if machine.model_here else cure)
+
+
+def _expect(machine: Machine, profile: Profile, measured: dict[str, Any] | None) -> Check:
+    if profile.name != "cpu" or not measured or measured.get("profile") != "cpu":
+        return Check("expect", NOTE, f"minutes and GB of profile {profile.name} are unmeasured")
+    minutes = sum(row["minutes"] for row in measured["notebooks"])
+    found = (f"{minutes:.1f} minutes and {_peak_gb(measured):.1f} GB for the whole course, as measured on "
+             f"{measured['machine']} ({measured['date']})")
+    if machine.fast_bf16 is False:
+        found += "; this processor has no AVX512-BF16: fp32 takes longer and more memory"
+    return Check("expect", NOTE, found)
+
+
+def report(checks: Sequence[Check], profile: Profile, model: str, chosen: str = "") -> str:
+    """Return the verdict as text, the decision in its last line; `chosen` says who chose the profile."""
+    by_hand = os.environ.get("PROBLAMA_PROFILE", "").strip()
+    chosen = chosen or ("chosen by PROBLAMA_PROFILE" if by_hand else "by hardware")
+    lines = [f"No Problama: profile {profile.name} ({chosen}), model {model}"]
+    for check in checks:
+        lines.append(f"  {check.grade:<8} {check.name:<11} {check.found}")
+        if check.cure:
+            lines.append(f"  {'':<8} {'':<11} -> {check.cure}")
+    problems = [check.name for check in checks if check.grade == PROBLEM]
+    warnings = sum(check.grade == WARNING for check in checks)
+    if problems:
+        lines.append(f"This machine cannot run it yet: mend {', '.join(problems)}.")
+    else:
+        lines.append("This machine can run it" + (f", with {warnings} warning(s)." if warnings else "."))
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", choices=PROFILE_NAMES, help="judge this profile (default: the one that would run)")
+    options = parser.parse_args(arguments)
+    try:
+        profile = get_profile(options.profile) if options.profile else None
+        machine = look(profile)
+        profile = profile or profile_for(machine.gpu, machine.torch_cuda)
+    except CourseError as error:  # PROBLAMA_PROFILE names no profile
+        print(f"No Problama: {error}")
+        return 1
+    checks = judge(machine, profile, measured_course())
+    print(report(checks, profile, machine.model, "chosen by --profile" if options.profile else ""))
+    return 0 if can_run(checks) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

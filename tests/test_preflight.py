@@ -1,0 +1,285 @@
+"""The preflight on simulated machines: what runs, what does not, and which cure each trouble comes with."""
+
+import ast
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from problama_utils import machine as machine_module
+from problama_utils import preflight, tested_versions
+from problama_utils.config import course_root, detect_profile, get_profile
+from problama_utils.gated_model import UNGATED_COPIES
+from problama_utils.machine import Gpu, Machine, complaint_of, look, parse_nvidia_smi, profile_for
+from problama_utils.preflight import OK, PROBLEM, WARNING, can_run, judge, measured_course, report
+from problama_utils.tested_versions import fits, wanted_packages
+
+T4 = Gpu("Tesla T4", (7, 5), 16.1, 15.8, "580.82.07")
+A100 = Gpu("NVIDIA A100-SXM4-40GB", (8, 0), 42.9, 42.4, "580.95.05")
+SLIDES_MODEL = get_profile("slides").model_name
+TOKEN = "hf_" + "Sec" * 11
+
+
+def pinned(profile, **other):
+    pins = tested_versions.tested_pins()
+    versions = {p.name: p.tested or pins.get(p.name, "1.0") for p in wanted_packages(get_profile(profile))}
+    return {**versions, **other}
+
+
+def laptop(**differences):
+    """A machine on which profile `cpu` runs without a word."""
+    seen = Machine(
+        python=(3, 11, 7), system="Linux x86_64", cores=4, fast_bf16=True, ram_gb=16.0, ram_free_gb=12.0,
+        disk_free_gb=50.0, packages=pinned("cpu"), torch_cuda="", model="embedded", model_here=True,
+    )  # fmt: skip
+    return dataclasses.replace(seen, **differences)
+
+
+def with_card(profile, card, **differences):
+    """A machine on which a GPU profile runs, its model open on the hub."""
+    model = get_profile(profile).model_name
+    settled = {"gpu": card, "torch_cuda": "13.0", "packages": pinned(profile), "model": model, "model_here": False,
+               "hub": "open", "token": "the environment variable HF_TOKEN"}
+    return laptop(**{**settled, **differences})
+
+
+SIMULATED = [
+    # name, machine, profile, runs, {check: grade}, word in a cure
+    ("laptop", laptop(), "cpu", True, {"GPU": OK, "token": OK, "model": OK}, ""),
+    ("laptop without network or model yet", laptop(model_here=False), "cpu", True, {"model": OK}, ""),
+    ("laptop told to run the slides", laptop(packages=pinned("slides"), model=SLIDES_MODEL, hub="open"), "slides",
+     False, {"GPU": PROBLEM}, "PROBLAMA_PROFILE=cpu"),
+    ("T4", with_card("colab-t4", T4, token=""), "colab-t4", True, {"GPU memory": OK, "token": OK}, ""),
+    ("A100", with_card("slides", A100), "slides", True, {"GPU": OK, "GPU memory": OK, "vLLM": OK, "token": OK}, ""),
+    ("T4 told to run the slides", with_card("slides", T4), "slides", True, {"GPU": WARNING}, "colab-t4"),
+    ("A100 without vLLM", with_card("slides", A100, packages=pinned("colab-t4")), "slides", False, {"vLLM": PROBLEM},
+     "pip install vllm"),
+    ("A100 that others use", with_card("slides", dataclasses.replace(A100, free_gb=3.0)), "slides", False,
+     {"GPU memory": PROBLEM}, "nvidia-smi"),
+    ("4 GB card", with_card("colab-t4", Gpu("GTX 1650", (7, 5), 4.3, 4.0, "580.1")), "colab-t4", False,
+     {"GPU memory": PROBLEM}, "larger card"),
+    ("2 GB disk, nothing installed", laptop(disk_free_gb=2.0, packages={}), "cpu", False,
+     {"disk": PROBLEM, "packages": PROBLEM}, "free some space"),
+    ("2 GB disk, all installed and cached", laptop(disk_free_gb=2.0), "cpu", True, {"disk": OK}, ""),
+    ("2 GB disk and a T4", with_card("colab-t4", T4, disk_free_gb=2.0), "colab-t4", False, {"disk": PROBLEM},
+     "HF_HOME"),
+    ("old driver", with_card("slides", dataclasses.replace(A100, driver="470.256.02")), "slides", False,
+     {"GPU": PROBLEM}, "update it to 580"),
+    ("old driver, CPU meanwhile", laptop(gpu=dataclasses.replace(A100, driver="470.256.02"), torch_cuda="12.8"), "cpu",
+     True, {"GPU": WARNING}, "update it to 525"),
+    ("driver that does not answer", laptop(gpu_note="NVIDIA-SMI has failed"), "cpu", True, {"GPU": WARNING}, "driver"),
+    ("Kaggle's P100", with_card("colab-t4", Gpu("Tesla P100-PCIE-16GB", (6, 0), 17.1, 16.8, "580.1"), host="Kaggle"),
+     "colab-t4", False, {"GPU": PROBLEM}, "GPU T4 x2"),
+    ("CPU build of torch beside a GPU", laptop(gpu=A100), "cpu", True, {"GPU": WARNING}, "one for CUDA"),
+    ("missing token, unsloth in 4 bits", with_card("slides", A100, hub="refused (401)", token=""), "slides", True,
+     {"token": WARNING, "model": WARNING}, "PROBLAMA_UNGATED=1"),
+    ("old Python", laptop(python=(3, 9, 18)), "cpu", False, {"Python": PROBLEM}, "Python 3.11"),
+    ("too new a Python", laptop(python=(3, 15, 0)), "cpu", False, {"Python": PROBLEM}, "Python 3.11"),
+    ("too little RAM", laptop(ram_gb=2.1, ram_free_gb=1.0), "cpu", False, {"memory": PROBLEM}, "free Colab"),
+    ("RAM in use", laptop(ram_free_gb=1.0), "cpu", True, {"memory": WARNING}, "close other programs"),
+    ("wrong release", laptop(packages=pinned("cpu", trl="1.16.0")), "cpu", False, {"packages": PROBLEM}, "make setup"),
+    ("untested release", laptop(packages=pinned("cpu", numpy="2.0.2")), "cpu", True, {"packages": WARNING},
+     "make setup"),
+    ("Colab before the set-up cell", laptop(packages={"torch": "2.13.0", "numpy": "2.4.6"}, host="Colab"), "cpu", False,
+     {"packages": PROBLEM}, "set-up cell"),
+    ("A100 without unsloth", with_card("slides", A100, packages=pinned("cpu", vllm="1")), "slides", False,
+     {"packages": PROBLEM}, "install.py"),
+    ("T4 without network", with_card("colab-t4", T4, hub="unreachable (no route)"), "colab-t4", False,
+     {"model": PROBLEM}, "PROBLAMA_PROFILE=cpu"),
+    ("T4 without network, weights cached", with_card("colab-t4", T4, hub="", model_here=True), "colab-t4", True,
+     {"model": OK}, ""),
+    ("misspelt model", with_card("slides", A100, model="unsloth/nothing", hub="missing (404)"), "slides", False,
+     {"model": PROBLEM}, "PROBLAMA_MODEL"),
+    ("folder that is not there", laptop(model="./nowhere/at/all", model_here=False), "cpu", False, {"model": PROBLEM},
+     "PROBLAMA_MODEL"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("seen", "profile", "runs", "grades", "cure"), [row[1:] for row in SIMULATED],
+                         ids=[row[0] for row in SIMULATED])  # fmt: skip
+def test_a_simulated_machine_gets_the_right_verdict_and_cure(seen, profile, runs, grades, cure):
+    checks = judge(seen, get_profile(profile), measured_course())
+    assert can_run(checks) is runs, report(checks, get_profile(profile), seen.model)
+    found = {check.name: check.grade for check in checks}
+    assert {name: found[name] for name in grades} == grades
+    assert cure in " ".join(check.cure for check in checks)
+    if runs:
+        assert PROBLEM not in found.values()
+    for check in checks:
+        assert check.grade not in (WARNING, PROBLEM) or check.cure, f"{check.name} has no cure"
+
+
+def test_a_gated_model_without_token_is_a_problem_where_no_copy_steps_in():
+    """transformers asks the hub for the very name; unsloth in 4 bits asks for its own copy."""
+    plain = dataclasses.replace(get_profile("slides"), backend="transformers", fast_inference=False)
+    seen = with_card("slides", A100, hub="refused (403)", token="", packages=pinned("cpu"))
+    checks = {check.name: check for check in judge(seen, plain)}
+    assert checks["model"].grade == checks["token"].grade == PROBLEM
+    assert "PROBLAMA_UNGATED=1" in checks["token"].cure and "PROBLAMA_UNGATED=1" in checks["model"].cure
+
+
+def test_the_ungated_copy_needs_no_token(monkeypatch):
+    monkeypatch.setenv("PROBLAMA_UNGATED", "1")
+    seen = with_card("slides", A100, model=UNGATED_COPIES[SLIDES_MODEL.lower()], token="")
+    checks = {check.name: check.grade for check in judge(seen, get_profile("slides"))}
+    assert checks["token"] == checks["model"] == OK
+
+
+def test_minutes_and_memory_come_from_the_measured_course_and_gpu_profiles_admit_they_have_none():
+    measured = measured_course()
+    minutes = sum(row["minutes"] for row in measured["notebooks"])
+    said = judge(laptop(), get_profile("cpu"), measured)[-1].found
+    assert f"{minutes:.1f} minutes" in said and measured["machine"] in said
+    assert "unmeasured" in judge(with_card("slides", A100), get_profile("slides"), measured)[-1].found
+    assert "unmeasured" in judge(laptop(), get_profile("cpu"), None)[-1].found
+
+
+NVIDIA_SMI = [  # as printed by --format=csv,noheader,nounits
+    ("Tesla T4, 7.5, 15360, 15101, 550.54.15", "Tesla T4", (7, 5), 16.1),
+    ("NVIDIA A100-SXM4-40GB, 8.0, 40960, 40426, 535.104.05", "NVIDIA A100-SXM4-40GB", (8, 0), 42.9),
+    ("NVIDIA H100 80GB HBM3, 9.0, 81559, 81008, 580.65.06\nNVIDIA H100 80GB HBM3, 9.0, 81559, 81008, 580.65.06",
+     "NVIDIA H100 80GB HBM3", (9, 0), 85.5),
+    ("NVIDIA GB10, 12.1, [N/A], [N/A], 580.95.05", "NVIDIA GB10", (12, 1), None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "name", "capability", "gigabytes"), NVIDIA_SMI)
+def test_real_lines_of_nvidia_smi_are_read(text, name, capability, gigabytes):
+    card = parse_nvidia_smi(text + "\n")[0]
+    assert (card.name, card.capability) == (name, capability)
+    assert card.memory_gb is None if gigabytes is None else round(card.memory_gb, 1) == gigabytes
+
+
+def fake_nvidia_smi(folder, script, monkeypatch):
+    program = folder / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def test_a_driver_that_does_not_know_compute_cap_is_asked_again_without_it(tmp_path, monkeypatch):
+    script = ('case "$1" in *compute_cap*) echo "Field \\"compute_cap\\" is not a valid field to query."; exit 2;; '
+              '*) echo "Tesla K80, 11441, 11373, 460.32.03";; esac')  # fmt: skip
+    fake_nvidia_smi(tmp_path, script, monkeypatch)
+    card, note = machine_module._gpu()
+    assert (card.name, card.capability, card.driver, note) == ("Tesla K80", None, "460.32.03", "")
+
+
+def test_a_broken_driver_is_quoted_in_one_sentence(tmp_path, monkeypatch):
+    script = ("echo \"NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that the "
+              'latest NVIDIA driver is installed and running."; exit 9')  # fmt: skip
+    fake_nvidia_smi(tmp_path, script, monkeypatch)
+    card, note = machine_module._gpu()
+    assert card is None and note == "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver"
+    assert complaint_of("No devices were found\n") == "No devices were found"
+
+
+def test_the_card_that_cuda_visible_devices_names_is_the_one_that_counts(tmp_path, monkeypatch):
+    fake_nvidia_smi(tmp_path, 'echo "Tesla T4, 7.5, 15360, 15101, 580.1"; echo "NVIDIA L4, 8.9, 23034, 22500, 580.1"',
+                    monkeypatch)  # fmt: skip
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert machine_module._gpu()[0].name == "NVIDIA L4"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert machine_module._gpu()[0] is None
+
+
+@pytest.mark.slow  # imports torch
+@pytest.mark.parametrize("card", [None, T4, A100, Gpu("NVIDIA L4", (8, 9), 24.2, 23.0, "580.1"),
+                                  Gpu("Quadro RTX 8000", (7, 5), 51.0, 50.0, "580.1")])  # fmt: skip
+def test_it_predicts_the_profile_that_the_course_will_pick(card, monkeypatch):
+    import torch
+
+    class Properties:
+        total_memory = card and card.memory_gb * 1e9
+
+    monkeypatch.delenv("PROBLAMA_PROFILE", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: card is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=0: card.capability)
+    assert profile_for(card, "13.0") == detect_profile()
+
+
+def test_the_profile_named_by_hand_wins(monkeypatch):
+    monkeypatch.setenv("PROBLAMA_PROFILE", "slides")
+    assert profile_for(None, None) == detect_profile() == get_profile("slides")
+
+
+@pytest.mark.slow  # imports torch
+def test_this_machine_is_seen_as_it_is(monkeypatch):
+    import torch
+
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    seen = look(get_profile("cpu"))
+    assert seen.python == tuple(sys.version_info[:3])
+    assert seen.packages["torch"] == torch.__version__
+    assert (seen.torch_cuda or None) == torch.version.cuda
+    assert seen.hub == "" and seen.model == "embedded"  # the hub is not asked about a model that needs none
+    assert 0 < seen.ram_free_gb < seen.ram_gb and seen.disk_free_gb > 0
+    assert seen.fast_bf16 is torch.cpu._is_avx512_bf16_supported()
+    assert seen.token == "the environment variable HF_TOKEN"
+    assert TOKEN not in repr(seen) + report(judge(seen, get_profile("cpu")), get_profile("cpu"), seen.model)
+
+
+@pytest.mark.parametrize(("version", "ranges", "answer"), [
+    ("2.13.0+cpu", ">=2.11,<2.15", True), ("2.15.0", ">=2.11,<2.15", False), ("5.17", ">=5.17.0", True),
+    ("1.15.0rc1", ">=1.14.2,<1.15", False), ("3", "", True), ("1.9", ">=1.10", False),
+])  # fmt: skip
+def test_versions_are_compared_as_numbers(version, ranges, answer):
+    assert fits(version, ranges) is answer
+
+
+def test_the_ranges_are_those_of_pyproject_and_each_tested_release_lies_within_its_own():
+    import tomllib
+
+    project = tomllib.loads((course_root() / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = wanted_packages(get_profile("cpu"))
+    assert {package.name + package.ranges for package in wanted} == set(project["dependencies"])
+    assert all(package.tested and fits(package.tested, package.ranges) for package in wanted)
+
+
+@pytest.mark.parametrize("name", ["config", "embedded_model", "errors", "gated_model", "install", "machine", "memory",
+                                  "preflight", "tested_versions"])
+def test_an_older_python_can_read_it_far_enough_to_be_told_so(name):
+    ast.parse((course_root() / "problama_utils" / f"{name}.py").read_text(encoding="utf-8"), feature_version=(3, 9))
+
+
+def run(*arguments, **environment):
+    command = [sys.executable, "-m", "problama_utils.preflight", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+
+
+def test_the_command_gives_its_verdict_by_exit_status_without_importing_torch():
+    done = run("--profile", "slides", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="", HF_TOKEN=TOKEN)
+    assert done.returncode == 1 and "problem" in done.stdout and "cannot run" in done.stdout
+    assert TOKEN not in done.stdout + done.stderr
+    assert run(PROBLAMA_PROFILE="laptop").returncode == 1
+    program = "import sys; import problama_utils.preflight; sys.exit(any(m in sys.modules for m in ('torch', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_the_command_answers_within_five_seconds_even_where_nothing_else_answers(tmp_path, monkeypatch):
+    """The hub's address leads nowhere and nvidia-smi hangs; counted is what waits, not what a busy machine adds."""
+    fake_nvidia_smi(tmp_path, "exec sleep 30", monkeypatch)
+    started = time.perf_counter()
+    done = run("--profile", "colab-t4", HF_HUB_OFFLINE="0", HF_ENDPOINT="http://10.255.255.1:9",
+               NO_PROXY="*", no_proxy="*")
+    seconds = time.perf_counter() - started
+    assert done.returncode == 1 and "no answer within 2.5 s" in done.stdout and "unreachable" in done.stdout
+    baseline = time.perf_counter()
+    run("--help")
+    assert seconds - (time.perf_counter() - baseline) < machine_module.NVIDIA_SECONDS + machine_module.HUB_SECONDS + 0.5
+
+
+def test_a_broken_record_of_the_course_does_not_stop_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(preflight, "course_root", lambda: tmp_path)
+    assert measured_course() is None
+    (tmp_path / "assets/results").mkdir(parents=True)
+    (tmp_path / preflight.MEASURED).write_text("{")
+    assert measured_course() is None
+    (tmp_path / preflight.MEASURED).write_text(json.dumps({"notebooks": []}))
+    assert measured_course() == {"notebooks": []}
