@@ -49,6 +49,7 @@ KL_BROKEN = 2.0  # nats per token; our healthy runs stay below 0.5 apart from si
 GRADIENT_EXPLODED = 100.0  # norm before clipping to 1; our healthy runs stay below 1 at every step
 HEAVY_BETA = 1.0  # advantages have size 1 and the best log-ratio is advantage / beta: from here on below 1
 SMALLEST_REACH = 1e-4  # sum of rates; Adam moves a weight by about the rate a step. Profiles reach 1e-3 to 2e-2
+TRADED = -0.5  # correlation over the steps; two standard errors from 0 at 17 steps
 LENGTH_FACTOR = 1.5  # times; a length that changes by half has become another way of answering
 
 
@@ -174,9 +175,11 @@ def _length_hack(run: Evidence) -> Found:
     right, brief, length = run.change(RIGHT), run.change(BRIEF), run.change(LENGTH)
     ratio = length.last / length.first if length.first > 0 else float("nan")
     drifted = ratio >= LENGTH_FACTOR or ratio <= 1 / LENGTH_FACTOR
-    if not right.fallen or not (brief.risen or drifted):
+    traded = run.correlation(RIGHT, BRIEF)  # a hack may be over within a few steps, too soon for the thirds
+    if not right.fallen or not (brief.risen or drifted or traded <= TRADED):
         return None
-    return (f"length {length} tokens and short response {brief} while correct answer fell {right}",
+    return (f"correct answer fell {right} while length went {length} tokens and short response {brief} (correlation of "
+            f"the two rewards over the steps {traded:.2f})",
             "pay for brevity only where the answer is right, or lower its weight until a right long answer earns more "
             f"than a wrong short one ({CORRECT:g} against 0.5 on the slides)")
 

@@ -88,6 +88,15 @@ class Evidence:
         """Return the median of the last third: one odd step does not move it."""
         return float(self.thirds(metric)[1].median())
 
+    def correlation(self, one: str, other: str) -> float:
+        """Return Pearson's correlation of two metrics over the steps; NaN where one is missing or constant."""
+        import numpy as np
+
+        if not {one, other} <= set(self.log.columns):
+            return float("nan")
+        both = self.log[[one, other]].replace([np.inf, -np.inf], np.nan).dropna()
+        return float(both[one].corr(both[other])) if len(both) > 2 and both.std().min() > 0 else float("nan")
+
     @cached_property
     def learns(self) -> bool:
         """Return whether the total reward has risen."""

@@ -215,6 +215,13 @@ def test_a_change_is_the_difference_of_thirds_in_units_of_its_standard_error():
     assert change.risen and not change.fallen  # 1.0 > 2 · 0.408
 
 
+def test_a_correlation_takes_the_steps_that_have_both_and_none_where_nothing_varies():
+    log = numbers_only(rows(reward=[1, 2, 3, math.nan] * 3, kl=[-1, -2, -3, 9] * 3, loss=[1] * 12))
+    run = Evidence(log)
+    assert run.correlation("reward", "kl") == pytest.approx(-1.0)
+    assert math.isnan(run.correlation("reward", "loss")) and math.isnan(run.correlation("reward", "entropy"))
+
+
 def test_beta_is_known_from_the_settings_or_else_read_off_loss_and_kl():
     log = numbers_only(rows(loss=np.linspace(0.04, 0.4, 12), kl=np.linspace(1.0, 10.0, 12)))
     assert Evidence(log).beta == pytest.approx(0.04) and Evidence(log, {"beta": 0.5}).beta == 0.5
