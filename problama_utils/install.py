@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import importlib
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
@@ -182,9 +183,22 @@ def stale(modules: Mapping[str, ModuleType], names: Iterable[str]) -> list[str]:
     return found
 
 
+def take_colab_secret() -> None:
+    """Put Colab's secret HF_TOKEN where the hub's library looks: into this process's environment, nowhere else."""
+    if os.environ.get("HF_TOKEN"):
+        return
+    try:
+        from google.colab import userdata
+
+        os.environ["HF_TOKEN"] = userdata.get("HF_TOKEN")
+    except Exception:  # not Colab, no such secret, or no access to it: the ungated profiles need none
+        return
+
+
 def into_notebook_host() -> None:
     """What the set-up cell does outside a checkout: install, and restart a kernel that holds a replaced package."""
     install_into_this_python()
+    take_colab_secret()
     old = stale(sys.modules, [*ranges(), *ALSO_LOADED_EARLY])
     if not old:
         return

@@ -138,3 +138,21 @@ def test_without_python_make_says_so_in_one_line(command):
     done = subprocess.run(["make", "--no-print-directory", command, "PYTHON=no-such-python"], capture_output=True,
                           text=True, cwd=SCRIPT.parent.parent)
     assert done.returncode != 0 and "there is no 'no-such-python' here" in done.stderr
+
+
+@pytest.mark.parametrize("secret", ["hf_stand-in", None])
+def test_colabs_secret_reaches_the_environment_and_is_never_shown(secret, monkeypatch, capsys):
+    from types import ModuleType
+
+    def get(name):
+        if secret is None:
+            raise KeyError(name)
+        return secret
+
+    colab, userdata = ModuleType("google.colab"), ModuleType("google.colab.userdata")
+    userdata.get, colab.userdata = get, userdata
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    monkeypatch.setenv("HF_TOKEN", "")
+    install.take_colab_secret()
+    assert install.os.environ["HF_TOKEN"] == (secret or "")
+    assert capsys.readouterr() == ("", "")
