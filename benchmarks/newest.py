@@ -3,8 +3,9 @@
     python benchmarks/newest.py            every package of pyproject.toml, unpinned
     python benchmarks/newest.py trl peft   only these unpinned, the rest as in requirements.txt
 
-Needs a package index and up to 8 GB of disk (on Linux torch brings its CUDA libraries), which are given back. It runs the drift guard, which binds every call of ours to
-the new signatures, and the unit tests that exercise those libraries for real. Exit status 1 = something broke.
+Needs a package index and up to 8 GB of disk (on Linux torch brings its CUDA libraries), which are given back. It runs
+the drift guard, which binds every call of ours to the new signatures, and the unit tests that exercise those libraries
+for real. Exit status 1 = something broke.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,6 +36,7 @@ def main() -> int:
     parser.add_argument("packages", nargs="*", help="packages to unpin (default: all)")
     chosen = parser.parse_args().packages
     wanted = requirements_for(chosen)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the environment goes even if we are stopped
     with tempfile.TemporaryDirectory(prefix="newest-") as place:
         python = Path(place) / "env" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
         subprocess.run([sys.executable, "-m", "venv", str(python.parent.parent)], check=True)

@@ -12,6 +12,7 @@ unsloth's classes import only where there is a GPU: their parameters stand in `u
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -36,6 +37,7 @@ ALSO = {"transformers.PreTrainedModel": _PEFT, LLAMA: _PEFT, "peft.PeftModelForC
         "peft.PeftModel": _PEFT}
 RESULTS = {  # callee → class of what it returns, where neither a constructor nor an alternative one
     "transformers.AutoModelForCausalLM.from_pretrained": LLAMA,
+    "transformers.AutoModelForCausalLM.from_config": LLAMA,
     "transformers.AutoTokenizer.from_pretrained": TOKENIZER,
     "peft.get_peft_model": "peft.PeftModelForCausalLM",
     "peft.PeftModel.from_pretrained": "peft.PeftModelForCausalLM",
@@ -49,7 +51,9 @@ _TOKENIZER = ["transformers.PreTrainedTokenizerBase.from_pretrained", "transform
               "transformers.PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES"]
 CONSUMERS = {  # qualified name of a callee with **kwargs → what uses the keywords up
     "_BaseAutoModelClass.from_pretrained": _MODEL,
+    "_BaseAutoModelClass.from_config": ["transformers.PreTrainedModel._from_config"],
     "PreTrainedModel.from_pretrained": _MODEL,
+    "PreTrainedConfig.from_pretrained": ["its fields"],
     "AutoTokenizer.from_pretrained": [*_TOKENIZER, "transformers.AutoTokenizer.from_pretrained"],
     "PreTrainedTokenizerBase.from_pretrained": _TOKENIZER,
     "TokenizersBackend": _TOKENIZER,
@@ -167,7 +171,9 @@ def _signature(target: str) -> tuple[inspect.Signature, str, Any]:
     else:
         found, drop_self = look_up(target), False
     try:
-        signature = inspect.signature(found)
+        # transformers copies class methods from bound ones: such a wrapper, followed, drops its first argument twice
+        copied = inspect.ismethod(getattr(getattr(found, "__func__", found), "__wrapped__", None))
+        signature = inspect.signature(found, follow_wrapped=not copied)
     except (TypeError, ValueError) as error:
         raise UnreadableError(f"{target} has no readable signature ({error})") from error
     if drop_self:
@@ -181,7 +187,11 @@ def _swallowed(callee: Any, qualified: str) -> frozenset[str]:
     if qualified not in CONSUMERS:
         return frozenset()
     names: set[str] = set()
-    for consumer in [callee.__init__ if inspect.isclass(callee) else callee, *map(look_up, CONSUMERS[qualified])]:
+    listed = list(CONSUMERS[qualified])
+    if "its fields" in listed:  # of the dataclass whose alternative constructor this is
+        listed.remove("its fields")
+        names |= {each.name for each in dataclasses.fields(callee.__self__)}
+    for consumer in [callee.__init__ if inspect.isclass(callee) else callee, *map(look_up, listed)]:
         if isinstance(consumer, (list, tuple)):
             names |= set(consumer)
             continue

@@ -103,7 +103,7 @@ MUTATIONS = [
 def test_one_wrong_argument_is_found(texts, right, wrong):
     files = [name for name, text in texts.items() if right in text and not name.startswith("tests/")]
     assert files, f"{right!r} is nowhere any more: choose another place for this check"
-    changed = [Reader({**texts, file: texts[file].replace(right, wrong)}, only=file) for file in files]
+    changed = (Reader({**texts, file: texts[file].replace(right, wrong)}, only=file) for file in files)
     assert any(reader.broken or [call for call in reader.calls if call.problem()] for reader in changed)
 
 
