@@ -11,7 +11,6 @@ the run's difficulty answered greedily before and after, and sampled once at the
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import re
@@ -25,7 +24,7 @@ import numpy as np
 
 from problama_utils import monitoring
 from problama_utils.config import course_root, get_profile
-from problama_utils.run_folder import write_json
+from problama_utils.run_folder import ADAPTER_FOLDER, RUN_FILE, read_table, write_json, write_table
 from problama_utils.uncertainty import difference_over_seeds, two_level_interval
 
 SEEDS = (3407, 1, 2, 3)
@@ -44,8 +43,7 @@ def reward_gain(folder: Path) -> tuple[float, float]:
 
 def read_items(folder: Path) -> dict[str, np.ndarray]:
     """Return the columns of `items.csv` as arrays; verdicts as text."""
-    with (folder / "items.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_table(folder / "items.csv")
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -115,10 +113,7 @@ def score_items(task: str, seed: int, adapter: Path, out: Path) -> None:
             texts = complete(policy, tokenizer, list(problems["prompt"]), temperature=temperature, seed=seed,
                              max_new_tokens=settings.max_completion_length)
             columns[f"{how}_{when}"] = verdicts(problems, texts)
-    with out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
+    write_table(out, [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
 
 
 def ship(run: Path, target: Path, keep_adapter: bool) -> None:
@@ -158,9 +153,9 @@ def one(task: str, seed: int, folder: Path) -> None:
     """Train one run unless it is there already, and score it."""
     from problama_utils.training import run_grpo
 
-    if not (folder / monitoring.RUN_FILE).exists():
+    if not (folder / RUN_FILE).exists():
         run_grpo(task, get_profile("cpu"), seed=seed, out=folder)
-    score_items(task, seed, folder / monitoring.ADAPTER_FOLDER, folder / "items.csv")
+    score_items(task, seed, folder / ADAPTER_FOLDER, folder / "items.csv")
 
 
 def main() -> int:

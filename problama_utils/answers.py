@@ -152,6 +152,17 @@ def grade_letter(answer: str | None, right: str, labels: Sequence[str]) -> Verdi
     return Verdict.RIGHT if letter == right else Verdict.WRONG
 
 
+def judge(
+    answer: str | None, right: str, aliases: Iterable[str] | None = None, labels: Sequence[str] | None = None
+) -> Verdict:
+    """Grade one read answer as its problem wants it: a letter where there are labels, else a text with its aliases.
+
+    >>> judge("b.", "B", labels=["A", "B"]), judge("a honeybee", "bee", ["honeybee"])
+    (<Verdict.RIGHT: 'right'>, <Verdict.RIGHT: 'right'>)
+    """
+    return grade_letter(answer, right, labels) if labels else grade(answer, [right, *(aliases or ())])
+
+
 def _tags(completion: str) -> tuple[int, int]:
     """How many opening and closing tags a reader would see, however spelled, over the whole completion."""
     seen = visible(completion)

@@ -28,9 +28,10 @@ from typing import Any
 from problama_utils.config import Profile, detect_profile
 from problama_utils.errors import CourseError
 from problama_utils.evaluation import MAX_NEW_TOKENS, lettered, science_prompts, score_questions
-from problama_utils.monitoring import ADAPTER_FOLDER, RUN_FILE
+from problama_utils.machine import cores
 from problama_utils.problems import fingerprint, load_science
 from problama_utils.records import RecordFile, read_records
+from problama_utils.run_folder import ADAPTER_FOLDER, RUN_FILE
 
 ADAPTER_CONFIG = "adapter_config.json"
 SUMMARY = "summary.json"
@@ -226,18 +227,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from problama_utils.models import compute_dtype, model_source
 
     options = _parser().parse_args(arguments)
-    datasets = {"own": list(load_science("test", source="embedded"))}
+    loaded = {"own": load_science("test", source="embedded")}
     if options.data:
-        datasets["arc"] = list(load_science("test", source=options.data))
-    datasets = {name: rows[: options.limit or None] for name, rows in datasets.items()}
+        loaded["arc"] = load_science("test", source=options.data)
+    datasets = {name: list(rows)[: options.limit or None] for name, rows in loaded.items()}
     policies = find_policies(options.adapters)
     settings = {
         "base": Path(model_source(_profile(options.base))).name, "max_new_tokens": MAX_NEW_TOKENS,
         "dtype": str(compute_dtype()).removeprefix("torch."),
         "questions": {name: len(rows) for name, rows in datasets.items()},
-        "fingerprints": {"own": fingerprint(load_science("test", source="embedded")),
-                         **({"arc": fingerprint(load_science("test", source=options.data))} if options.data else {})},
-        "machine": f"{platform.system()} {platform.machine()}, {_cores()} cores",
+        "fingerprints": {name: fingerprint(rows) for name, rows in loaded.items()},
+        "machine": f"{platform.system()} {platform.machine()}, {cores()} cores",
         "versions": {"python": platform.python_version(),
                      **{name: version(name) for name in ("torch", "transformers", "peft")}},
     }  # fmt: skip
@@ -261,12 +261,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--base", default="", help='"embedded", a hub id or a model folder; default: the profile\'s')
     parser.add_argument("--limit", type=int, default=0, help="the first questions of each data set only; 0 = all")
     return parser
-
-
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

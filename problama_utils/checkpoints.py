@@ -6,9 +6,6 @@ counts only once a manifest with the SHA-256 of every file stands beside them; t
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import shutil
 import signal
 import sys
@@ -19,28 +16,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-MANIFEST = "manifest.json"
+from problama_utils.manifests import damaged_files, write_manifest
+
 KEPT = 2  # the newest may turn out damaged; then there is one before it
-
-
-def seal(checkpoint: Path) -> None:
-    """Write the manifest of a finished checkpoint: `file → SHA-256`."""
-    manifest = {path.relative_to(checkpoint).as_posix(): _sha256(path) for path in _files(checkpoint)}
-    part = checkpoint / (MANIFEST + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, checkpoint / MANIFEST)
-
-
-def is_whole(checkpoint: Path) -> bool:
-    """Tell whether a checkpoint has its manifest and every file is as it was sealed."""
-    try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        return bool(manifest) and all(_sha256(checkpoint / name) == digest for name, digest in manifest.items())
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def checkpoint_step(checkpoint: Path) -> int:
@@ -52,7 +30,7 @@ def newest_whole(folder: Path) -> Path | None:
     """Return the newest checkpoint in `folder` that is whole, or None; damaged ones are named on stderr and removed."""
     found = sorted((path for path in folder.glob("checkpoint-*") if path.is_dir()), key=checkpoint_step, reverse=True)
     for place, checkpoint in enumerate(found):
-        if is_whole(checkpoint):
+        if not damaged_files(checkpoint):
             return checkpoint
         before = found[place + 1].name if place + 1 < len(found) else "the start"
         say(f"{checkpoint.name} is damaged or was never finished: trying {before}.")
@@ -67,15 +45,6 @@ def say(sentence: str) -> None:
     tqdm.write(f"No Problama: {sentence}", file=sys.stderr)
 
 
-def _files(checkpoint: Path) -> list[Path]:
-    return sorted(path for path in checkpoint.rglob("*") if path.is_file() and not path.name.startswith(MANIFEST))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class SafeCheckpoints:
     """Mixed into a transformers Trainer: seals what it saves, survives a full disk, loads every adapter."""
 
@@ -85,7 +54,7 @@ class SafeCheckpoints:
         checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(*args, **kwargs)
-            seal(checkpoint)
+            write_manifest(checkpoint)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk says
             shutil.rmtree(checkpoint, ignore_errors=True)
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

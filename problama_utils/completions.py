@@ -55,7 +55,8 @@ def complete(
     order = sorted(range(len(tokens)), key=lambda i: (-len(tokens[i]), tokens[i]))
     generator = torch.Generator().manual_seed(seed)
     write = _write_rows if weights is not None or walkable(model) is not None else _generate_rows
-    torch.manual_seed(seed) if temperature > 0 and write is _generate_rows else None
+    if temperature > 0 and write is _generate_rows:
+        torch.manual_seed(seed)
     answers = [""] * len(texts)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]

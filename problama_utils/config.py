@@ -178,8 +178,12 @@ def detect_profile(*, min_slides_gb: float = 30.0) -> Profile:
     if not torch.cuda.is_available():
         return get_profile("cpu")
     card = torch.cuda.get_device_properties(0)
-    big = card.total_memory >= min_slides_gb * 1e9 and torch.cuda.get_device_capability(0) >= (8, 0)
-    return get_profile("slides" if big else "colab-t4")
+    return profile_for_card(card.total_memory / 1e9, torch.cuda.get_device_capability(0), min_slides_gb=min_slides_gb)
+
+
+def profile_for_card(memory_gb: float, capability: tuple[int, int], *, min_slides_gb: float = 30.0) -> Profile:
+    """Return the profile for a CUDA card of that memory and compute capability; see `detect_profile`."""
+    return get_profile("slides" if memory_gb >= min_slides_gb and capability >= (8, 0) else "colab-t4")
 
 
 def describe(settings: object, prefix: str = "") -> str:

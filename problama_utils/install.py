@@ -119,10 +119,15 @@ def requirements() -> dict[str, str]:
 
 def ranges() -> dict[str, str]:
     """Return the releases that may run the course, `name → range`, such as `{"numpy": ">=2.0"}`."""
-    import tomllib  # late: Python 3.10 has none, and must get as far as the sentence that refuses it
+    # not tomllib: Python 3.10 has none, and must get as far as the sentence that refuses it
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    block = re.search(r"^dependencies = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)[1]
+    return dict(name_and_range(line) for line in re.findall(r'"([^"]+)"', block))
 
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
-    return {re.match(r"[\w-]+", line)[0]: re.sub(r"^[\w-]+", "", line) for line in listed}
+
+def name_and_range(requirement: str) -> tuple[str, str]:
+    """Split a requirement: `"numpy >=2.0"` is ("numpy", ">=2.0")."""
+    return re.fullmatch(r"([\w.-]+)(.*)", requirement.replace(" ", "")).groups()
 
 
 def satisfied(name: str, bounds: str) -> str | None:

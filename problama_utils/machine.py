@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from problama_utils.config import Profile, cache_dir, get_profile
+from problama_utils.config import Profile, cache_dir, get_profile, profile_for_card
 from problama_utils.gated_model import ask_hub, chosen_name, hub_home, on_hub, token_place
 from problama_utils.tested_versions import wanted_packages
 
@@ -78,7 +78,7 @@ def look(profile: Profile | None = None) -> Machine:
     return Machine(
         python=tuple(sys.version_info[:3]),
         system=f"{platform.system()} {platform.machine()}",
-        cores=_cores(),
+        cores=cores(),
         fast_bf16=_fast_bf16(),
         ram_gb=ram,
         ram_free_gb=ram_free,
@@ -102,8 +102,7 @@ def profile_for(gpu: Gpu | None, torch_cuda: str | None, *, min_slides_gb: float
         return get_profile(wanted)
     if gpu is None or gpu_obstacle(gpu, torch_cuda):
         return get_profile("cpu")
-    big = (gpu.memory_gb or 0.0) >= min_slides_gb and (gpu.capability or (0, 0)) >= (8, 0)
-    return get_profile("slides" if big else "colab-t4")
+    return profile_for_card(gpu.memory_gb or 0.0, gpu.capability or (0, 0), min_slides_gb=min_slides_gb)
 
 
 def gpu_obstacle(gpu: Gpu, torch_cuda: str | None) -> str:
@@ -191,7 +190,8 @@ def complaint_of(output: str) -> str:
     return re.split(r"(?<=\w)\. ", lines[0])[0].rstrip(".") if lines else "nvidia-smi shows no GPU"
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Return how many processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -1,26 +1,18 @@
-"""The record of a run: written row by row, read back as a table, drawn as the slides' curves.
-
-A run folder holds `log.csv` (one row per optimiser step, columns under TRL's own metric names), `run.json` (what ran,
-where, for how long) and `adapter/`. Files are replaced whole, so a reader never sees half a row.
-"""
+"""The record of a run, read back as a table, diagnosed, and drawn as the slides' curves. `run_folder` writes it."""
 
 from __future__ import annotations
 
-import csv
 import json
-import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from problama_utils.diagnosis import Diagnosis, find_causes
 from problama_utils.errors import CourseError
+from problama_utils.run_folder import LOG_FILE, PLAN_FILE, RUN_FILE
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-
-LOG_FILE, RUN_FILE, ADAPTER_FOLDER = "log.csv", "run.json", "adapter"
 
 # TRL's metric → the title of the slide that shows it, in the slides' order.
 SLIDE_CURVES = {
@@ -39,24 +31,6 @@ CEILINGS = {
 }
 
 CHANCE = {"piqa": 0.5}  # share of answers that guessing gets right; riddles have no options to guess among
-
-
-def write_log(folder: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    """Write all rows of a run to its `log.csv`, replacing the file in one step."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    part = folder / (LOG_FILE + ".part")
-    with part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(part, folder / LOG_FILE)
-
-
-def write_run(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write the run's description to its `run.json`, replacing the file in one step."""
-    part = folder / (RUN_FILE + ".part")
-    part.write_text(json.dumps(record, indent=1, sort_keys=False) + "\n", encoding="utf-8")
-    os.replace(part, folder / RUN_FILE)
 
 
 def read_log(folder: str | Path) -> pd.DataFrame:
@@ -124,7 +98,7 @@ def diagnose(log: pd.DataFrame | str | Path, settings: Any = None, *, chance: fl
 
 def _record_of(folder: Path) -> dict[str, Any]:
     """Return what is known of a run, finished or not; nothing for a checkpoint of TRL."""
-    for name in (RUN_FILE, "plan.json"):  # the plan stands there while a run lasts
+    for name in (RUN_FILE, PLAN_FILE):  # the plan stands there while a run lasts
         if (folder / name).exists():
             return json.loads((folder / name).read_text(encoding="utf-8"))
     return {}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from problama_utils import monitoring, run_folder
-from problama_utils.answers import Verdict, grade, grade_letter, strict_answer
+from problama_utils.answers import Verdict, judge, strict_answer
 from problama_utils.checkpoints import StopRequest, say
 from problama_utils.rewards import SLIDE_REWARDS, RewardFunction, completion_text
 
@@ -43,13 +43,8 @@ def heldout_counts(
 
 def verdicts(problems: Dataset, completions: Sequence[str]) -> list[str]:
     """Return "right", "wrong" or "unjudged" for each completion, strictly read, of a dataset of `training_data`."""
-    found = []
-    for row, text in zip(problems, completions, strict=True):
-        given, letters = strict_answer(text), row.get("labels")
-        accepted = [row["answer"], *row.get("aliases", [])]
-        verdict = grade_letter(given, row["answer"], letters) if letters else grade(given, accepted)
-        found.append(verdict.value)
-    return found
+    return [judge(strict_answer(text), row["answer"], row.get("aliases"), row.get("labels")).value
+            for row, text in zip(problems, completions, strict=True)]
 
 
 class RunWriter(TrainerCallback):

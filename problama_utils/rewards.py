@@ -18,7 +18,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
-from problama_utils.answers import Verdict, grade, grade_letter, lenient_answer, normalise, strict_answer
+from problama_utils.answers import Verdict, judge, lenient_answer, normalise, strict_answer
 
 Completion = str | list[dict[str, object]] | None
 RewardFunction = Callable[..., list[float | None]]
@@ -84,7 +84,7 @@ def correct_answer_reward(
             rewards.append(None)
             continue
         given = strict_answer(completion_text(completion))
-        verdict = grade_letter(given, right, letters) if letters else grade(given, [right, *(others or ())])
+        verdict = judge(given, right, others, letters)
         rewards.append(CORRECT if verdict is Verdict.RIGHT else 0.0)
     return rewards
 

@@ -20,12 +20,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from problama_utils import monitoring
-
+LOG_FILE, RUN_FILE, ADAPTER_FOLDER = "log.csv", "run.json", "adapter"
 PLAN_FILE, TIMING_FILE, HELDOUT_FILE, COMPLETIONS_FILE = "plan.json", "timing.csv", "heldout.csv", "completions.jsonl"
 CHECKPOINTS = "checkpoints"
 CLOCK = "step_time"  # the one metric of TRL that no two runs share
-PRODUCTS = (monitoring.LOG_FILE, TIMING_FILE, HELDOUT_FILE, COMPLETIONS_FILE, monitoring.RUN_FILE, PLAN_FILE)
+PRODUCTS = (LOG_FILE, TIMING_FILE, HELDOUT_FILE, COMPLETIONS_FILE, RUN_FILE, PLAN_FILE)
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -52,7 +51,7 @@ def write_metrics(folder: Path, history: Iterable[Mapping[str, Any]]) -> None:
     rows = [{"step": row["step"], "reward": row["reward"], **dict(sorted(row.items()))}
             for row in history if "reward" in row]
     timing = [{"step": row["step"], CLOCK: row.pop(CLOCK)} for row in rows if CLOCK in row]
-    write_table(folder / monitoring.LOG_FILE, rows)
+    write_table(folder / LOG_FILE, rows)
     write_table(folder / TIMING_FILE, timing)
 
 
@@ -94,7 +93,7 @@ def empty(folder: Path) -> None:
     """Remove everything that an earlier run has left in `folder`, and nothing else."""
     for name in PRODUCTS:
         (folder / name).unlink(missing_ok=True)
-    for name in (CHECKPOINTS, monitoring.ADAPTER_FOLDER):
+    for name in (CHECKPOINTS, ADAPTER_FOLDER):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from problama_utils.config import course_root
 from problama_utils.errors import CourseError
-from problama_utils.monitoring import CEILINGS, LOG_FILE, SLIDE_CURVES, smooth
+from problama_utils.monitoring import CEILINGS, SLIDE_CURVES, smooth
+from problama_utils.run_folder import LOG_FILE
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from problama_utils.config import Profile, course_root
-from problama_utils.install import UNSLOTH
+from problama_utils.install import UNSLOTH, name_and_range, ranges, requirements
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,10 @@ def wanted_packages(profile: Profile) -> list[Wanted]:
 
 def tested_pins() -> dict[str, str]:
     """Return requirements.txt as name → version; empty where the package stands without its checkout."""
-    pins = {}
-    for line in _text("requirements.txt").splitlines():
-        name, equals, version = line.split("#")[0].strip().partition("==")
-        if equals:
-            pins[normalised(name)] = version.strip()
-    return pins
+    try:
+        return {normalised(name): pin.partition("==")[2] for name, pin in requirements().items()}
+    except OSError:
+        return {}
 
 
 def python_range() -> str:
@@ -93,15 +91,15 @@ def python_range() -> str:
 
 def _dependencies() -> list[tuple[str, str]]:
     """Return (name, ranges) from pyproject.toml, else from the installed package's own metadata."""
-    block = re.search(r"^dependencies = \[(.*?)^\]", _text("pyproject.toml"), re.MULTILINE | re.DOTALL)
-    if block:
-        lines = re.findall(r'"([^"]+)"', block[1])
-    else:
-        try:
-            lines = [line for line in metadata.requires("problama-utils") or [] if "extra" not in line]
-        except metadata.PackageNotFoundError:
-            return []
-    return [re.fullmatch(r"([\w.-]+)(.*)", line.replace(" ", "")).groups() for line in lines]
+    try:
+        return list(ranges().items())
+    except OSError:
+        pass  # no checkout: the installed package knows
+    try:
+        listed = metadata.requires("problama-utils") or []
+    except metadata.PackageNotFoundError:
+        return []
+    return [name_and_range(line) for line in listed if "extra" not in line]
 
 
 def _text(name: str) -> str:

@@ -143,7 +143,7 @@ def run_grpo(
                                   f"saved in {folder.name!r}. Make the same call again to go on from there.")
     _save_adapter(grpo, folder)
     minutes = (time.perf_counter() - started) / 60
-    run_folder.write_json(folder / monitoring.RUN_FILE, {**plan, **_run_record(problems, longest, minutes)})
+    run_folder.write_json(folder / run_folder.RUN_FILE, {**plan, **_run_record(problems, longest, minutes)})
     (folder / run_folder.PLAN_FILE).unlink(missing_ok=True)
     shutil.rmtree(folder / run_folder.CHECKPOINTS, ignore_errors=True)
     return folder
@@ -222,7 +222,7 @@ def _clock(folder: Path, plan: dict[str, Any], started: float) -> Any:
 def _save_adapter(grpo: GRPOTrainer, folder: Path) -> None:
     """Save the policy's adapter, and not TRL's copy of the reference, in one step."""
     policy = grpo.accelerator.unwrap_model(grpo.model)
-    part, adapter = folder / "adapter.part", folder / monitoring.ADAPTER_FOLDER
+    part, adapter = folder / "adapter.part", folder / run_folder.ADAPTER_FOLDER
     try:
         policy.save_pretrained(str(part), selected_adapters=[policy.active_adapter], safe_serialization=True)
         shutil.rmtree(adapter, ignore_errors=True)

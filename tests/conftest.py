@@ -35,3 +35,15 @@ def tiny_model_dir(tmp_path_factory) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_model_dir):
+    """The two-layer Llama in fp32 and its tokenizer, loaded as the course loads a policy."""
+    from problama_utils.config import get_profile
+    from problama_utils.models import load_policy
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PROBLAMA_MODEL", str(tiny_model_dir))
+        model, tokenizer = load_policy(get_profile("cpu"), seed=0)
+    return model.float(), tokenizer

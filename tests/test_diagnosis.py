@@ -17,7 +17,8 @@ from problama_utils.config import GRPOSettings, course_root, get_profile
 from problama_utils.diagnosis import CHECKS, Diagnosis, find_causes, findings_table
 from problama_utils.errors import CourseError
 from problama_utils.evidence import METRICS, Evidence, numbers_only
-from problama_utils.monitoring import LOG_FILE, diagnose, read_log, write_run
+from problama_utils.monitoring import diagnose, read_log
+from problama_utils.run_folder import LOG_FILE, RUN_FILE, write_json
 
 SMALL = GRPOSettings(max_steps=12, dataset_size=1, prompts_per_step=1, num_generations=16, max_completion_length=40,
                      learning_rate=1e-3, warmup_steps=0, few_shot=False, temperature=1.0, heldout_size=1,
@@ -188,7 +189,7 @@ def test_a_riddle_run_is_never_compared_with_chance_but_a_run_between_two_option
     log.to_csv(tmp_path / LOG_FILE, index=False)
     verdicts = {}
     for task in ("riddles", "piqa"):
-        write_run(tmp_path, {"task": task, "profile": {task: {}}})
+        write_json(tmp_path / RUN_FILE, {"task": task, "profile": {task: {}}})
         verdicts[task] = diagnose(tmp_path).verdict
     assert verdicts == {"riddles": "healthy", "piqa": "only the form was learned"}
 

@@ -11,8 +11,9 @@ import pytest
 
 from problama_utils import embedded_model
 from problama_utils.config import cache_dir
-from problama_utils.embedded_model import MANIFEST, WHEEL_NAME, damaged_files, embedded_model_dir
+from problama_utils.embedded_model import WHEEL_NAME, embedded_model_dir
 from problama_utils.errors import CourseError
+from problama_utils.manifests import MANIFEST, damaged_files
 
 
 @pytest.fixture(scope="module")

@@ -18,20 +18,11 @@ from problama_utils.evaluation import (
     share_with_interval,
     text_log_likelihoods,
 )
-from problama_utils.models import load_policy
 from problama_utils.problems import load_physical, load_riddles, load_science
 from problama_utils.records import COLUMNS, RecordFile
 
 SCIENCE = list(load_science("test", source="embedded"))[:3]
 ROW = {"id": "1", "question": "Q?", "choices": ["zz", "aa", "qq"], "labels": ["A", "B", "C"], "answer": "B"}
-
-
-@pytest.fixture(scope="module")
-def policy(tiny_model_dir):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PROBLAMA_MODEL", str(tiny_model_dir))
-        model, tokenizer = load_policy(get_profile("cpu"), seed=0)
-    return model.float(), tokenizer
 
 
 @pytest.fixture(scope="module")

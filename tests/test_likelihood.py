@@ -4,21 +4,11 @@ import pytest
 import torch
 
 from problama_utils import likelihood
-from problama_utils.config import get_profile
 from problama_utils.evaluation import choice_scores, likelihood_context
 from problama_utils.likelihood import encode_pair, likeliest, normalised, text_log_likelihoods, token_log_likelihoods
-from problama_utils.models import load_policy
 from problama_utils.problems import load_science
 
 QUESTIONS = list(load_science("test", source="embedded"))[:6]
-
-
-@pytest.fixture(scope="module")
-def policy(tiny_model_dir):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PROBLAMA_MODEL", str(tiny_model_dir))
-        model, tokenizer = load_policy(get_profile("cpu"), seed=0)
-    return model.float(), tokenizer
 
 
 def one_by_one(model, tokenizer, context, continuation):

@@ -9,24 +9,22 @@ import pytest
 from problama_utils.errors import CourseError
 from problama_utils.monitoring import (
     CEILINGS,
-    LOG_FILE,
     SLIDE_CURVES,
     draw_curve,
     first_and_last,
     read_log,
     read_run,
     smooth,
-    write_log,
-    write_run,
 )
 from problama_utils.rewards import CORRECT, FORMAT, SHORT
+from problama_utils.run_folder import LOG_FILE, RUN_FILE, write_json, write_table
 
 matplotlib.use("Agg")
 ROWS = [{"step": 1, "reward": 0.5}, {"step": 2, "reward": 1.0, "kl": 0.25}, {"step": 3, "reward": 1.5}]
 
 
 def test_a_log_comes_back_as_it_was_written_with_late_columns_filled_by_gaps(tmp_path):
-    write_log(tmp_path, ROWS)
+    write_table(tmp_path / LOG_FILE, ROWS)
     log = read_log(tmp_path)
     assert log.index.tolist() == [1, 2, 3] and log.reward.tolist() == [0.5, 1.0, 1.5]
     assert log.kl.isna().tolist() == [True, False, True]
@@ -54,7 +52,7 @@ def test_a_log_without_steps_names_the_columns_it_has(tmp_path):
 
 def test_a_run_record_comes_back_equal(tmp_path):
     record = {"seed": 7, "profile": {"name": "cpu"}}
-    write_run(tmp_path, record)
+    write_json(tmp_path / RUN_FILE, record)
     assert read_run(tmp_path) == record
 
 

@@ -11,6 +11,7 @@ from problama_utils.config import GRPOSettings, get_profile
 from problama_utils.errors import CourseError
 from problama_utils.models import load_adapter, load_policy
 from problama_utils.problems import load_physical, load_riddles
+from problama_utils.run_folder import ADAPTER_FOLDER
 from problama_utils.training import grpo_config, run_grpo
 from problama_utils.training_data import heldout_problems, task_settings, training_order, training_problems
 
@@ -76,7 +77,7 @@ def test_a_run_leaves_a_log_a_record_and_an_adapter_that_loads(task, profile, tm
     log, record = monitoring.read_log(folder), monitoring.read_run(folder)
     assert log.index.tolist() == [1, 2] and set(monitoring.SLIDE_CURVES) <= set(log.columns)
     assert record["seed"] == 3 and record["problems"] == 4 and record["versions"]["trl"]
-    load_adapter(load_policy(profile)[0], folder / monitoring.ADAPTER_FOLDER)
+    load_adapter(load_policy(profile)[0], folder / ADAPTER_FOLDER)
 
 
 def test_two_runs_with_the_same_seed_agree_and_another_seed_differs(profile, tmp_path):

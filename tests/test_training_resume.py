@@ -9,6 +9,7 @@ import pytest
 
 from problama_utils import checkpoints, progress, run_folder
 from problama_utils.config import GRPOSettings, get_profile
+from problama_utils.manifests import MANIFEST
 from problama_utils.training import TrainingInterrupted, run_grpo
 
 STEPS = 6
@@ -109,7 +110,7 @@ def test_a_damaged_last_checkpoint_means_the_one_before(harm, profile, whole, tm
         content[len(content) // 2] ^= 1
         weights.write_bytes(content)
     else:
-        (last / checkpoints.MANIFEST).unlink()
+        (last / MANIFEST).unlink()
     capsys.readouterr()
     assert contents(train(profile, tmp_path / "run")) == whole
     said = capsys.readouterr().err
@@ -117,7 +118,7 @@ def test_a_damaged_last_checkpoint_means_the_one_before(harm, profile, whole, tm
 
 
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(profile, whole, tmp_path, monkeypatch, capsys):
-    seal = checkpoints.seal
+    seal = checkpoints.write_manifest
 
     def full(checkpoint):
         if checkpoint.name == "checkpoint-4":
@@ -125,7 +126,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(profile, whole, tmp_path
         seal(checkpoint)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "seal", full)
+        patch.setattr(checkpoints, "write_manifest", full)
         cut_off(profile, tmp_path / "run", monkeypatch, 5)
     assert "checkpoint-4 could not be saved" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]
