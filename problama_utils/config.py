@@ -8,6 +8,7 @@ take theirs from `detect_profile()`; everything else receives it as an argument.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 
@@ -207,11 +208,38 @@ def course_root() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
+def path_variable(name: str) -> str:
+    """Return the path or name that an environment variable holds, with `~` and `$OTHERS` expanded; "" where unset.
+
+    Raises:
+        CourseError: a user or a variable in it that this machine does not know (it would become a folder's name).
+    """
+    value = os.environ.get(name, "").strip()
+    found = os.path.expanduser(os.path.expandvars(value)).strip()
+    unknown = re.match(r"~[^/\\]*", found) or re.search(r"\$(\w+|\{[^}]*\})", found)
+    if unknown and not os.path.exists(found):
+        raise CourseError(f"{name} = {value!r}, but {unknown[0]!r} is unknown here: write the path out, or set that "
+                          "variable first.")
+    return found
+
+
+def _folder_of(variable: str, default: Path) -> Path:
+    """Return the folder that a variable names (it need not exist yet), or the default."""
+    folder = Path(path_variable(variable) or default)
+    for place in (folder, *folder.parents):
+        if os.path.lexists(place):
+            if not place.is_dir():
+                raise CourseError(f"{variable} = {str(folder)!r}, but {str(place)!r} is not a folder: name a folder, "
+                                  f"or unset {variable}.")
+            break
+    return folder
+
+
 def runs_dir() -> Path:
     """Return the folder that trainings write to: PROBLAMA_RUNS, or `runs/` in the checkout."""
-    return Path(os.environ.get("PROBLAMA_RUNS") or course_root() / "runs")
+    return _folder_of("PROBLAMA_RUNS", course_root() / "runs")
 
 
 def cache_dir() -> Path:
     """Return the folder for downloaded models: PROBLAMA_HOME, or `~/.cache/problama`."""
-    return Path(os.environ.get("PROBLAMA_HOME") or Path.home() / ".cache" / "problama")
+    return _folder_of("PROBLAMA_HOME", Path.home() / ".cache" / "problama")

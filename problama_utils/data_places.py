@@ -1,4 +1,4 @@
-"""Where the kit's own files, PIQA and ARC-Challenge lie, in a folder or on the hub, and how PIQA is split.
+"""Which source a task is read from (a folder, the hub, the kit's own files), and how PIQA is split.
 
 The hub's revisions are pinned. PIQA is read from the hub's own parquet conversion, since `datasets` refuses to run
 the script that its main branch consists of.
@@ -10,15 +10,19 @@ import random
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from problama_utils.data_folders import LOOKED_FOR, find_own, find_public, label_list, listing
 from problama_utils.data_rows import Row, parse_piqa
 from problama_utils.data_sources import (
+    DATA_VARIABLE,
     DataError,
     Entry,
     Record,
     assets_folder,
+    existing_folder,
     local_folder,
     parse_all,
     read_hub,
@@ -31,66 +35,94 @@ ARC_REVISION = "210d026faf9955653af8916fad021475a3f00453"
 PIQA_REVISION = "142c51238b3ca2bc61e9a075913871b8b600e8e1"  # refs/convert/parquet, 2024-03-07
 PIQA_SPLIT_SEED = 2025
 PIQA_TRAIN_SHARE = 1200 / 1838
+PUBLIC = {"physical": "PIQA", "science": "ARC-Challenge"}
+NO_TEST_LABELS = "(the labels of PIQA's test split are not public, so nothing could be scored on it)"
 
-Place = Path | str
+
+@dataclass(frozen=True)
+class Place:
+    """A source that holds a task: "embedded", "hub" or "folder", with the files of each split that were found there."""
+
+    kind: str
+    about: str  # what a reader is told, without a path of this machine
+    public: bool = False  # PIQA or ARC-Challenge, not the kit's own form
+    files: dict[str, list[Path]] = field(default_factory=dict)  # by split; the kit's own file under ""
+    announced: bool = False  # worth a line on stderr: not the default
+
+    def __str__(self) -> str:
+        return self.about
 
 
 def resolve(task: str, source: str | Path | None) -> Place:
-    """Return "embedded", "hub" or a folder that holds the task; None means PROBLAMA_DATA's folder where it does."""
-    if source in ("embedded", "hub"):
-        return str(source)
-    folder = local_folder() if source is None else Path(source)
+    """Return the source of a task: "embedded", "hub", a folder that holds it, or None: PROBLAMA_DATA's folder.
+
+    A folder that is named and does not hold the task is an error, with one exception: riddles have no public source,
+    so beside a PROBLAMA_DATA that holds another task they are the embedded ones.
+    """
+    if isinstance(source, str) and not source.strip():
+        source = None
+    own = Place("embedded", f"the course's own {task}.jsonl", files={"": []})
+    if source == "embedded":
+        return own
+    if source == "hub":
+        return Place("hub", f"{PUBLIC.get(task, 'nothing')} from the hub", public=True, announced=True)
+    folder = local_folder() if source is None else existing_folder(Path(source).expanduser(), "",
+                                                                   '"embedded" or "hub"')
     if folder is None:
-        return "embedded"
-    if not folder.is_dir():
-        raise DataError(folder, None, None, "no such folder", 'an existing folder, "embedded" or "hub"')
-    holds = {"physical": piqa_folder, "science": arc_folder}.get(task, lambda _: None)(folder)
-    if holds or (folder / f"{task}.jsonl").is_file():
-        return folder
-    if source is None:
-        return "embedded"
-    public = {"physical": "piqa/valid.jsonl with valid-labels.lst, parquet files, or ",
-              "science": "ARC-Challenge/ARC-Challenge-Test.jsonl, parquet files, or "}.get(task, "")
-    raise DataError(folder, None, None, f"no {task} there", f"{public}{task}.jsonl")
+        return own
+    place = _in_folder(task, folder)
+    if place is not None:
+        return place
+    if source is None and task not in PUBLIC:
+        others = [other for other in PUBLIC if _in_folder(other, folder) is not None]
+        if others:
+            return Place("embedded", f"the course's own {task}.jsonl ({DATA_VARIABLE} holds none)", files={"": []},
+                         announced=True)
+    cure = (f"the files there, {DATA_VARIABLE} unset, or source=\"embedded\" for the course's own" if source is None
+            else 'another folder, "embedded" or "hub"')
+    raise DataError(folder, None, None, f"no {task} there, but {listing(folder)}", f"{LOOKED_FOR[task]}, in it or up "
+                    f"to 6 folders below. Cure: {cure}")
+
+
+def _in_folder(task: str, folder: Path) -> Place | None:
+    """Return the place of a task's files in or below a folder, PIQA and ARC-Challenge before the kit's own form."""
+    if task in PUBLIC:
+        found = find_public(PUBLIC[task], folder)
+        if found is not None:
+            root, files = found
+            return Place("folder", f"{PUBLIC[task]} in folder {_inside(folder, root)}", True, files, announced=True)
+    file = find_own(task, folder)
+    if file is None:
+        return None
+    return Place("folder", f"{file.name} in folder {_inside(folder, file.parent)}", False, {"": [file]}, announced=True)
+
+
+def _inside(folder: Path, below: Path) -> str:
+    """Name a folder by the last part of the one that the reader named, and what follows below it."""
+    return (Path(folder.resolve().name) / below.relative_to(folder)).as_posix()
 
 
 def own_file(place: Place, task: str) -> Path:
     """Return the path of a file in the kit's own form."""
-    return (assets_folder() if place == "embedded" else Path(place)) / f"{task}.jsonl"
-
-
-def piqa_folder(folder: Path) -> Path | None:
-    """Return where PIQA's validation questions lie in or below a data folder, None where they do not."""
-    return next((f for f in (folder / "piqa", folder) if (f / "valid.jsonl").is_file() or _piqa_parquet(f)), None)
-
-
-def _piqa_parquet(folder: Path, split: str = "validation") -> list[Path]:
-    """Find a split as the hub lays it out: `plain_text/validation/0000.parquet` or `validation-00000-of-….parquet`."""
-    roots = [folder] if folder.name == "piqa" else [folder / "piqa", folder / "plain_text"]
-    return [path for root in roots if root.is_dir() for path in root.rglob("*.parquet")
-            if split in (path.parent.name, path.name.split("-")[0], path.stem)]
-
-
-def arc_folder(folder: Path) -> Path | None:
-    """Return where ARC-Challenge lies in or below a data folder, None where it does not."""
-    roots = (folder / "ARC-Challenge", folder / "ai2_arc" / "ARC-Challenge", folder)
-    forms = ("ARC-Challenge-*.jsonl", "test*.parquet")
-    return next((root for root in roots if any(path for form in forms for path in root.glob(form))
-                 and (root.name == "ARC-Challenge" or any(root.glob(forms[0])))), None)
+    return place.files[""][0] if place.files.get("") else assets_folder() / f"{task}.jsonl"
 
 
 def science_entries(place: Place, split: str) -> list[Entry]:
     """Return the raw records of a science split ("train", "dev" or "test")."""
     hub_name = "validation" if split == "dev" else split
-    if place == "hub":
+    if place.kind == "hub":
         return read_hub(f"hub:allenai/ai2_arc@{ARC_REVISION[:7]}/ARC-Challenge/{hub_name}", path="allenai/ai2_arc",
                         name="ARC-Challenge", revision=ARC_REVISION, split=hub_name)
-    folder = arc_folder(place) if isinstance(place, Path) else None
-    if folder is None:
+    if not place.public:
         return read_json_lines(own_file(place, "science"))
-    lines = folder / f"ARC-Challenge-{split.capitalize()}.jsonl"
-    parquet = list(folder.glob(f"{hub_name}*.parquet"))
-    return read_parquet(parquet) if parquet and not lines.is_file() else read_json_lines(lines)
+    if split not in place.files:
+        raise DataError(place.about, None, None, f"no {split} questions, only {', '.join(sorted(place.files))}",
+                        f"ARC-Challenge-{split.capitalize()}.jsonl or {hub_name}-00000-of-00001.parquet beside them")
+    return _read(place.files[split])
+
+
+def _read(files: list[Path]) -> list[Entry]:
+    return read_parquet(files) if files[0].suffix.lower() == ".parquet" else read_json_lines(files[0])
 
 
 def piqa_from_hub(split: str, drop: bool) -> dict[str, list[Row]]:
@@ -105,32 +137,57 @@ def piqa_from_hub(split: str, drop: bool) -> dict[str, list[Row]]:
     return parts
 
 
-def piqa_from_folder(place: Path, drop: bool) -> dict[str, list[Row]]:
-    """Read PIQA's train (where it is there) and validation questions from a data folder."""
-    folder = piqa_folder(place)
+def piqa_from_folder(place: Place, drop: bool) -> dict[str, list[Row]]:
+    """Read PIQA's train (where it is there) and validation questions from a data folder.
+
+    Raises:
+        DataError: no validation questions are there, as beside the test questions alone, or bad input.
+    """
+    if "validation" not in place.files:
+        there = ", ".join(sorted(path.name for files in place.files.values() for path in files)[:4])
+        raise DataError(place.about, None, None, f"only {there}", "PIQA's validation questions beside it: valid.jsonl "
+                        f"or dev.jsonl with its -labels.lst, or parquet {NO_TEST_LABELS}")
     parts = {}
-    for split, stem in (("train", "train"), ("validation", "valid")):
-        lines, parquet = folder / f"{stem}.jsonl", _piqa_parquet(folder, split)
-        if lines.is_file():
-            entries = _with_labels(lines, folder / f"{stem}-labels.lst")
-        elif parquet:
-            entries = read_parquet(parquet)
-        else:
-            continue
-        parts[split] = rows_of(entries, partial(parse_piqa, split=split), drop)
+    for split in ("train", "validation"):
+        if split in place.files:
+            entries = _read(place.files[split])
+            if place.files[split][0].suffix.lower() != ".parquet":
+                entries = _with_labels(place.files[split][0], entries)
+            elif len(place.files[split]) > 1:  # lines are counted anew in each file, ids are not
+                entries = [Record(entry.file, entry.line, {"id": f"piqa-{split}-{number:05d}", **entry.fields})
+                           for number, entry in enumerate(entries, start=1)]
+            parts[split] = rows_of(entries, partial(parse_piqa, split=split), drop)
     return parts
 
 
-def _with_labels(lines: Path, labels: Path) -> list[Entry]:
-    entries, values = read_json_lines(lines), read_labels(labels)
+def _with_labels(lines: Path, entries: list[Entry]) -> list[Entry]:
+    """Join rows and their label list; without a list the rows must have a label each."""
+    labels = label_list(lines)
+    if labels is None:
+        if any(isinstance(entry, Record) and "label" in entry.fields for entry in entries):
+            return entries
+        raise DataError(lines, None, None, f"no {lines.stem}-labels.lst beside it and no label in its rows",
+                        "PIQA's list of labels (0 or 1), one a line")
+    values = read_labels(labels)
     if len(entries) != len(values):
         raise DataError(labels, None, None, f"{len(values)} labels", f"{len(entries)}, one a line of {lines.name}")
     joined: list[Entry] = []
     for entry, value in zip(entries, values, strict=True):
+        if isinstance(entry, Record) and "label" in entry.fields:
+            value = entry.error("label", "a label in the row too", f"labels in {labels.name} alone")
         if isinstance(entry, Record) and isinstance(value, int):
             entry = Record(entry.file, entry.line, {**entry.fields, "label": value})
         joined.append(value if isinstance(entry, Record) and isinstance(value, DataError) else entry)
     return joined
+
+
+def split_rule(parts: dict[str, list[Row]], by_file: bool) -> str:
+    """Say in words how `name_piqa_splits` divides these questions."""
+    if by_file or "train" in parts:
+        return "train as published, validation held out"
+    rows = name_piqa_splits(parts, by_file)
+    held = sum(row["split"] == "heldout" for row in rows)
+    return f"its {len(rows):,} validation questions split by goal, {len(rows) - held:,} train and {held:,} held out"
 
 
 def name_piqa_splits(parts: dict[str, list[Row]], by_file: bool) -> list[Row]:

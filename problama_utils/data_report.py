@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from problama_utils.data_gates import Gate, check, longest_option_accuracy, position_shares
-from problama_utils.data_places import arc_folder, piqa_folder, resolve
+from problama_utils.data_places import PUBLIC, resolve
 from problama_utils.data_sources import assets_folder
 from problama_utils.problems import LOADERS, count_digit_keys
 
@@ -25,14 +25,13 @@ def source_lines() -> list[tuple[str, ...]]:
     lines = []
     for data, load in LOADERS.items():
         place = resolve(data, None)
-        public = {"physical": ("PIQA", piqa_folder), "science": ("ARC-Challenge", arc_folder)}.get(data)
-        name = place if place == "embedded" else public[0] if public and public[1](place) else f"folder {place}"
-        splits = ("train", "dev", "test") if name == "ARC-Challenge" else ("test",) if data == "science" else (
-            "train", "heldout")
+        name = PUBLIC[data] if place.public else place.kind if place.kind == "embedded" else place.about
+        splits = ("train", "heldout") if data != "science" else tuple(
+            split for split in ("train", "dev", "test") if split in place.files) or ("test",)
         for split in splits:
             rows = load(split).to_list()
             letters = " ".join(f"{'ABCDE'[i]} {share:.1f}" for i, share in position_shares(rows).items())
-            model = _model_figures(data, split) if place == "embedded" else "-"
+            model = _model_figures(data, split) if place.kind == "embedded" else "-"
             lines.append((data, name, split, f"{len(rows):,}", letters, f"{longest_option_accuracy(rows):.1f}", model))
     return lines
 
@@ -90,9 +89,9 @@ def main() -> int:
     """Print sources and gates; return 1 when a gate is red."""
     print(format_table(["data", "source", "split", "rows", "right option (%)", "longest (%)", "model (%)"],
                        source_lines()))
-    if resolve("science", None) != "embedded":
+    if "test" in resolve("science", None).files:
         print(f"\nARC-Challenge: {count_digit_keys('test')} test keys were digits and became letters.")
-    if resolve("physical", None) != "embedded":
+    if resolve("physical", None).public:
         print(f"PIQA: {len(LOADERS['physical']('validation')):,} labelled validation questions, none shared by "
               "goal between train and heldout where they are split here.")
     gates = embedded_gates()

@@ -7,12 +7,12 @@ exactly. What a riddle or a question must look like is decided one floor up, in 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from problama_utils.config import path_variable
 from problama_utils.errors import CourseError
 
 ASSETS_VARIABLE = "PROBLAMA_ASSETS"
@@ -124,7 +124,7 @@ def assets_folder() -> Path:
     Raises:
         DataError: the folder is not there, as after installing a wheel without the repository.
     """
-    named = os.environ.get(ASSETS_VARIABLE)
+    named = path_variable(ASSETS_VARIABLE)
     root = Path(named) if named else Path(__file__).resolve().parent.parent / "assets"
     for folder in (root / "data", root):
         if (folder / "riddles.jsonl").is_file():
@@ -139,14 +139,19 @@ def local_folder() -> Path | None:
     Raises:
         DataError: it names something that is no folder (falling back silently would mislabel a run).
     """
-    named = os.environ.get(DATA_VARIABLE)
-    if not named:
-        return None
-    folder = Path(named)
-    if not folder.is_dir():
-        raise DataError(folder, None, None, f"no such folder (named by {DATA_VARIABLE})", "an existing folder, or "
-                        f"{DATA_VARIABLE} unset")
-    return folder
+    named = path_variable(DATA_VARIABLE)
+    return existing_folder(Path(named), f" (named by {DATA_VARIABLE})", f"{DATA_VARIABLE} unset") if named else None
+
+
+def existing_folder(folder: Path, named_by: str, otherwise: str) -> Path:
+    """Return the folder; raise `DataError` where it is none."""
+    try:
+        if folder.is_dir():
+            return folder
+        found = "a file, not a folder" if folder.exists() else "no such folder"
+    except (OSError, ValueError) as error:  # a name too long, a null character
+        found = f"a name that cannot be a folder's ({str(error).splitlines()[0][:60]})"
+    raise DataError(folder, None, None, f"{found}{named_by}", f"an existing folder, or {otherwise}")
 
 
 def read_text(path: Path) -> list[str]:

@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from problama_utils.config import Profile
+from problama_utils.config import Profile, path_variable
 
 SWITCH = "PROBLAMA_UNGATED"
 PUBLIC_HUB = "https://huggingface.co"
@@ -39,7 +39,7 @@ def chosen_name(profile: Profile) -> str:
     >>> chosen_name(get_profile("cpu"))
     'embedded'
     """
-    name = os.environ.get("PROBLAMA_MODEL", "").strip() or profile.model_name
+    name = path_variable("PROBLAMA_MODEL") or profile.model_name
     return UNGATED_COPIES.get(name.lower(), name) if wants_ungated() else name
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from problama_utils.config import Profile, cache_dir, get_profile, profile_for_card
+from problama_utils.config import Profile, cache_dir, get_profile, path_variable, profile_for_card
 from problama_utils.gated_model import ask_hub, chosen_name, hub_home, on_hub, token_place
 from problama_utils.tested_versions import wanted_packages
 
@@ -270,7 +270,7 @@ def _model_here(model: str) -> bool:
     if model == "embedded":
         return (cache_dir() / "smollm2-135m-instruct" / "model.safetensors").exists()
     if on_hub(model):
-        hub = Path(os.environ.get("HF_HUB_CACHE") or hub_home() / "hub")
+        hub = Path(path_variable("HF_HUB_CACHE") or hub_home() / "hub")
         return any((hub / f"models--{model.replace('/', '--')}").glob("snapshots/*/*.safetensors"))
     return Path(model).exists()
 
