@@ -209,13 +209,20 @@ def course_root() -> Path:
 
 
 def path_variable(name: str) -> str:
-    """Return the path or name that an environment variable holds, with `~` and `$OTHERS` expanded; "" where unset.
+    """Return the path or name that an environment variable holds, expanded; "" where it is unset or blank."""
+    return expanded(os.environ.get(name, ""), name)
+
+
+def expanded(value: str, name: str) -> str:
+    """Return a path with `~` and `$VARIABLES` expanded; `name` is what a complaint calls it.
 
     Raises:
-        CourseError: a user or a variable in it that this machine does not know (it would become a folder's name).
+        CourseError: it names a user or a variable that is unknown here, and would become a folder of that name.
+
+    >>> expanded(" models/mine ", "PROBLAMA_MODEL")
+    'models/mine'
     """
-    value = os.environ.get(name, "").strip()
-    found = os.path.expanduser(os.path.expandvars(value)).strip()
+    found = os.path.expanduser(os.path.expandvars(value.strip())).strip()
     unknown = re.match(r"~[^/\\]*", found) or re.search(r"\$(\w+|\{[^}]*\})", found)
     if unknown and not os.path.exists(found):
         raise CourseError(f"{name} = {value!r}, but {unknown[0]!r} is unknown here: write the path out, or set that "

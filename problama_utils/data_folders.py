@@ -3,7 +3,7 @@
 Known layouts: the authors' `train.jsonl` and `valid.jsonl` with `-labels.lst`; AI2's zips (`physicaliqa-train-dev/`
 with `dev.jsonl`, `ARC-V1-Feb2018-2/ARC-Challenge/`); the hub's parquet (`plain_text/train/0000.parquet`,
 `data/train-00000-of-00001.parquet`, `ARC-Challenge/test-00000-of-00001.parquet`); the hub's cache; and any parent of
-these, up to six folders above. Case does not matter, and .json is read like .jsonl.
+these. Case does not matter, and .json is read like .jsonl.
 
 Names such as `dev.jsonl` belong to many data sets, so below a folder that is not called after PIQA, files whose first
 row has none of its fields are passed over. ARC-Easy has the names of ARC-Challenge: there the folder decides.
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from problama_utils.data_sources import DataError
 
-DEPTH, MOST_FOLDERS = 6, 5000  # a hub's cache has its parquet files six folders below HF_HOME
+DEPTH, MOST_FOLDERS = 8, 5000  # a hub's cache has its parquet files six folders below HF_HOME
 LINES, PARQUET = (".jsonl", ".json"), ".parquet"
 STEMS = {
     "PIQA": {"train": "train", "valid": "validation", "dev": "validation", "validation": "validation", "test": "test",
@@ -64,11 +64,17 @@ def files_below(folder: Path) -> Iterator[tuple[int, Path]]:
         level = below[: max(0, MOST_FOLDERS - seen)]
 
 
-def listing(folder: Path, most: int = 8) -> str:
-    """Say what stands in a folder: `README.md, piqa/ and 3 more`."""
+def listing(folder: Path, most: int = 6) -> str:
+    """Say what stands in a folder, and which data files deeper in it: `README.md, x/ (x/dev.csv)`."""
     names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return (", ".join(ascii(name)[1:-1] for name in names[:most]) + more) or "nothing at all"
+    deeper = [path.relative_to(folder).as_posix() for depth, path in files_below(folder) if depth
+              and path.suffix.lower() in (*LINES, PARQUET, ".lst", ".csv", ".zip", ".gz", ".arrow")]
+
+    def few(texts: list[str]) -> str:
+        more = f" and {len(texts) - most} more" if len(texts) > most else ""
+        return ", ".join(ascii(text)[1:-1] for text in texts[:most]) + more
+
+    return (few(names) or "nothing at all") + (f" ({few(deeper)})" if deeper else "")
 
 
 def find_own(task: str, folder: Path) -> Path | None:

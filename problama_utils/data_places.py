@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from problama_utils.data_folders import LOOKED_FOR, find_own, find_public, label_list, listing
+from problama_utils.config import expanded
+from problama_utils.data_folders import DEPTH, LOOKED_FOR, find_own, find_public, label_list, listing
 from problama_utils.data_rows import Row, parse_piqa
 from problama_utils.data_sources import (
     DATA_VARIABLE,
@@ -59,15 +60,14 @@ def resolve(task: str, source: str | Path | None) -> Place:
     A folder that is named and does not hold the task is an error, with one exception: riddles have no public source,
     so beside a PROBLAMA_DATA that holds another task they are the embedded ones.
     """
-    if isinstance(source, str) and not source.strip():
-        source = None
+    if source is not None:
+        source = expanded(str(source), "source") or None
     own = Place("embedded", f"the course's own {task}.jsonl", files={"": []})
     if source == "embedded":
         return own
     if source == "hub":
         return Place("hub", f"{PUBLIC.get(task, 'nothing')} from the hub", public=True, announced=True)
-    folder = local_folder() if source is None else existing_folder(Path(source).expanduser(), "",
-                                                                   '"embedded" or "hub"')
+    folder = local_folder() if source is None else existing_folder(Path(source), "", '"embedded" or "hub"')
     if folder is None:
         return own
     place = _in_folder(task, folder)
@@ -81,7 +81,7 @@ def resolve(task: str, source: str | Path | None) -> Place:
     cure = (f"the files there, {DATA_VARIABLE} unset, or source=\"embedded\" for the course's own" if source is None
             else 'another folder, "embedded" or "hub"')
     raise DataError(folder, None, None, f"no {task} there, but {listing(folder)}", f"{LOOKED_FOR[task]}, in it or up "
-                    f"to 6 folders below. Cure: {cure}")
+                    f"to {DEPTH} folders below. Cure: {cure}")
 
 
 def _in_folder(task: str, folder: Path) -> Place | None:

@@ -6,12 +6,12 @@ The data card quotes the same tables; a test holds both equal.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from problama_utils.data_gates import Gate, check, longest_option_accuracy, position_shares
-from problama_utils.data_places import PUBLIC, resolve
-from problama_utils.data_sources import assets_folder
+from problama_utils.data_places import PUBLIC, Place, resolve
+from problama_utils.data_sources import DataError, assets_folder
 from problama_utils.problems import LOADERS, count_digit_keys
 
 MEASURES = {  # column of the baseline table -> measure in data_baselines.json
@@ -20,11 +20,22 @@ MEASURES = {  # column of the baseline table -> measure in data_baselines.json
 }
 
 
-def source_lines() -> list[tuple[str, ...]]:
+def places() -> tuple[dict[str, Place], list[DataError]]:
+    """Return where each data set is read from, and of those that PROBLAMA_DATA's folder lacks the complaints."""
+    found, missing = {}, []
+    for data in LOADERS:
+        try:
+            found[data] = resolve(data, None)
+        except DataError as error:
+            missing.append(error)
+    return found, missing
+
+
+def source_lines(found: Mapping[str, Place]) -> list[tuple[str, ...]]:
     """Return the rows of the source table: data, source, split, rows, balance, longest option, model."""
     lines = []
-    for data, load in LOADERS.items():
-        place = resolve(data, None)
+    for data, place in found.items():
+        load = LOADERS[data]
         name = PUBLIC[data] if place.public else place.kind if place.kind == "embedded" else place.about
         splits = ("train", "heldout") if data != "science" else tuple(
             split for split in ("train", "dev", "test") if split in place.files) or ("test",)
@@ -86,15 +97,18 @@ def embedded_gates() -> list[Gate]:
 
 
 def main() -> int:
-    """Print sources and gates; return 1 when a gate is red."""
+    """Print sources and gates; return 1 when a gate is red or a source is missing."""
+    found, missing = places()
     print(format_table(["data", "source", "split", "rows", "right option (%)", "longest (%)", "model (%)"],
-                       source_lines()))
-    if "test" in resolve("science", None).files:
+                       source_lines(found)))
+    for error in missing:
+        print(f"\nMISSING: {error}")
+    if "science" in found and "test" in found["science"].files:
         print(f"\nARC-Challenge: {count_digit_keys('test')} test keys were digits and became letters.")
-    if resolve("physical", None).public:
+    if "physical" in found and found["physical"].public:
         print(f"PIQA: {len(LOADERS['physical']('validation')):,} labelled validation questions, none shared by "
               "goal between train and heldout where they are split here.")
     gates = embedded_gates()
     red = sum(not gate.ok for gate in gates)
     print(f"\nGates of the embedded files: {len(gates) - red} of {len(gates)} green\n{gate_table(gates)}")
-    return 1 if red else 0
+    return 1 if red or missing else 0

@@ -32,7 +32,7 @@ from problama_utils.errors import CourseError
 from problama_utils.models import attach_lora, compute_dtype, load_policy, model_source
 from problama_utils.problems import fingerprint
 from problama_utils.rewards import SLIDE_REWARDS
-from problama_utils.training_checks import check_budget, check_lengths, check_settings, prompt_lengths
+from problama_utils.training_checks import check_budget, check_lengths, check_settings, leave_out_long, prompt_lengths
 from problama_utils.training_data import TASKS, heldout_problems, task_settings, training_order, training_problems
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ def run_grpo(
     checkpoint, minutes = _prepare(folder, plan, resume)
 
     model, tokenizer = policy or _fresh_policy(profile, seed)
+    problems = leave_out_long(problems, tokenizer, settings, profile.max_seq_length, "training")
     lengths = prompt_lengths(problems, tokenizer)
     longest = check_lengths(lengths, settings, profile.max_seq_length)
     if strict and checkpoint is None:
@@ -186,7 +187,7 @@ def _make_trainer(
     settings = task_settings(task, profile)
     writer = progress.RunWriter(folder, settings.max_steps, f"GRPO {task}", stop)
     rewards = [writer.watch(SLIDE_REWARDS[0], settings.num_generations), *SLIDE_REWARDS[1:]]
-    heldout = heldout_problems(task, settings)
+    heldout = leave_out_long(heldout_problems(task, settings), tokenizer, settings, profile.max_seq_length, "held-out")
 
     def measure(policy: Any) -> dict[str, int]:
         return progress.heldout_counts(policy, tokenizer, heldout, settings.max_completion_length)
@@ -240,6 +241,7 @@ def _run_record(problems: Dataset, longest: int, minutes: float) -> dict[str, An
         # kilobytes on Linux: the high-water mark of the whole process, so of this training and all before it
         "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
         "problems": len(problems),
+        "source": problems.info.description,
         "longest_prompt_tokens": longest,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in RECORDED_PACKAGES}},
         "machine": f"{platform.system()} {platform.machine()}, {_cores()} cores, {str(compute_dtype())[6:]}",
@@ -267,6 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     profile = get_profile(options.profile) if options.profile else detect_profile()
     folder = run_grpo(options.task, profile, seed=options.seed, out=options.out, resume=not options.anew)
+    print(f"{'problems from':>15}: {monitoring.read_run(folder)['source']}")
     log = monitoring.read_log(folder)
     for metric, title in monitoring.SLIDE_CURVES.items():
         first, last = monitoring.first_and_last(log, metric)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # `<answer>`, one word and `</answer>` are 7 tokens for Llama 3 and 9 for SmolLM2; nothing shorter earns the format.
 SHORTEST_ANSWER_TOKENS = 7
 BUDGET_SAMPLE = 8  # problems that the base model answers before a training
+MOST_LEFT_OUT = 0.1  # share of the problems that may be too long for the window; PIQA has 1 in 100
 BUDGET_MARGIN = 16  # tokens that it may go on beyond the budget, to see by how much it overruns
 
 
@@ -33,8 +34,8 @@ def check_settings(task: str, settings: GRPOSettings, profile: Profile, chats: S
         chats: the prompts to be trained on.
 
     Raises:
-        CourseError: fewer problems than prompts per step, a budget in which no tagged answer fits, or prompts whose
-            words alone (a token never spans two) leave no room for the completion.
+        CourseError: fewer problems than prompts per step, a budget in which no tagged answer fits, or more
+            than a tenth of prompts whose words alone (a token never spans two) leave no room for the completion.
     """
     if len(chats) < settings.prompts_per_step:
         raise CourseError(
@@ -46,8 +47,9 @@ def check_settings(task: str, settings: GRPOSettings, profile: Profile, chats: S
             f"{task}: max_completion_length = {settings.max_completion_length}, but <answer>, one word and </answer> "
             f"take at least {SHORTEST_ANSWER_TOKENS} tokens: every completion would be cut. Use 16 or more."
         )
-    words = max(sum(len(turn["content"].split()) for turn in chat) for chat in chats)
-    if words + settings.max_completion_length > profile.max_seq_length:
+    counts = [sum(len(turn["content"].split()) for turn in chat) for chat in chats]
+    if _too_many(sum(count + settings.max_completion_length > profile.max_seq_length for count in counts), len(counts)):
+        words = max(counts)
         raise CourseError(
             f"{task}: the longest prompt has {words} words, so at least as many tokens, and max_completion_length is "
             f"{settings.max_completion_length}, together more than max_seq_length = {profile.max_seq_length}: lower "
@@ -59,6 +61,37 @@ def prompt_lengths(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> list
     """Return the length of each prompt in tokens, as the chat template renders it."""
     encoded = tokenizer.apply_chat_template(list(dataset["prompt"]), add_generation_prompt=True, return_dict=True)
     return [len(ids) for ids in encoded["input_ids"]]
+
+
+def _too_many(long: int, of: int) -> bool:
+    return long > MOST_LEFT_OUT * of
+
+
+def leave_out_long(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, settings: GRPOSettings, limit: int, what: str
+) -> Dataset:
+    """Return the dataset without the few problems whose prompt and completion exceed the window, and say how many.
+
+    Real questions have a long tail: one PIQA question in a hundred has 300 tokens and more. Where more than a tenth
+    is too long the settings are at fault, so nothing is left out and `check_lengths` refuses them.
+
+    Args:
+        dataset: problems of `training_data`.
+        tokenizer: counts the tokens.
+        settings: its `max_completion_length` must fit behind each prompt.
+        limit: `max_seq_length` of the profile, in tokens.
+        what: what the problems are called in the line on stderr.
+    """
+    from problama_utils.checkpoints import say
+
+    lengths = prompt_lengths(dataset, tokenizer)
+    kept = [place for place, length in enumerate(lengths) if length + settings.max_completion_length <= limit]
+    left = len(lengths) - len(kept)
+    if not left or _too_many(left, len(lengths)) or len(kept) < settings.prompts_per_step:
+        return dataset
+    say(f"{left} of {len(lengths):,} {what} problems are left out: with their completion they exceed max_seq_length = "
+        f"{limit}.")
+    return dataset.select(kept)
 
 
 def check_lengths(lengths: Sequence[int], settings: GRPOSettings, limit: int) -> int:

@@ -37,7 +37,8 @@ def training_problems(task: str, settings: GRPOSettings, *, seed: int) -> Datase
         seed: of the choice of `settings.dataset_size` problems.
 
     Returns:
-        A dataset with `prompt` (chat messages), `answer`, and `aliases` (riddles) or `labels` (piqa).
+        A dataset with `prompt` (chat messages), `answer`, and `aliases` (riddles) or `labels` (piqa). Its
+        `info.description` says which source they come from.
     """
     rows = _load(task)("train", difficulty=settings.difficulty or None).shuffle(seed=seed)
     return _as_dataset(task, rows, settings.dataset_size, settings.few_shot)
@@ -46,7 +47,8 @@ def training_problems(task: str, settings: GRPOSettings, *, seed: int) -> Datase
 def heldout_problems(task: str, settings: GRPOSettings, *, size: int | None = None) -> Dataset:
     """Return the held-out problems that every run is measured on while it trains: `settings.heldout_size`, or `size`.
 
-    They are the same for every seed (the first of the file that have the run's difficulty), and no training sees them.
+    They are the same for every seed (the first of the file that have the run's difficulty, or of a source without
+    levels the first of all), and no training sees them.
     """
     rows = _load(task)("heldout", difficulty=settings.difficulty or None)
     return _as_dataset(task, rows, settings.heldout_size if size is None else size, settings.few_shot)
@@ -61,7 +63,9 @@ def _as_dataset(task: str, rows: Dataset, size: int, few_shot: bool) -> Dataset:
 
     if size:
         rows = rows.select(range(min(size, len(rows))))
-    return Dataset.from_list([_asked(task, row, few_shot) for row in rows])
+    asked = Dataset.from_list([_asked(task, row, few_shot) for row in rows])
+    asked.info.description = rows.info.description
+    return asked
 
 
 def _asked(task: str, row: Mapping[str, Any], few_shot: bool) -> dict[str, Any]:

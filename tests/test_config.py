@@ -3,11 +3,23 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from problama_utils.config import PROFILE_NAMES, GRPOSettings, describe, detect_profile, get_profile
+from problama_utils.config import (
+    PROFILE_NAMES,
+    GRPOSettings,
+    cache_dir,
+    course_root,
+    describe,
+    detect_profile,
+    get_profile,
+    runs_dir,
+)
+from problama_utils.data_sources import assets_folder, local_folder
 from problama_utils.errors import CourseError
+from problama_utils.gated_model import chosen_name
 
 
 def test_the_slides_profile_holds_every_value_of_the_deck():
@@ -75,3 +87,71 @@ def test_a_completion_budget_must_leave_room_for_the_prompt():
 def test_describe_names_every_field_once():
     text = describe(get_profile("cpu"))
     assert text.count("lora.r = 16") == 1 and "riddles.beta = 0.04" in text
+
+
+# --- the five variables that hold a path ---------------------------------------------------------------------------
+
+READERS = {"PROBLAMA_RUNS": runs_dir, "PROBLAMA_HOME": cache_dir, "PROBLAMA_DATA": local_folder,
+           "PROBLAMA_ASSETS": assets_folder, "PROBLAMA_MODEL": lambda: Path(chosen_name(get_profile("cpu")))}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home folder with `my files/`, which every reader accepts."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WHERE", "my files")
+    for name in (*READERS, "PROBLAMA_UNGATED", "NO_SUCH_THING"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "my files").mkdir()
+    (tmp_path / "my files" / "riddles.jsonl").touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize("value", ["~/my files", "$HOME/my files", "${HOME}/my files", "~/$WHERE", " ~/my files ",
+                                   "$HOME/${WHERE}", "~/./my files", "~/my files/", "\t~/my files\n", "~//my files"])
+@pytest.mark.parametrize("name", READERS)
+def test_all_five_variables_expand_the_home_folder_and_other_variables(name, value, home, monkeypatch):
+    monkeypatch.setenv(name, value)
+    assert READERS[name]() == home / "my files"
+
+
+@pytest.mark.parametrize("value", ["", " ", "\t\n"])
+@pytest.mark.parametrize("name", READERS)
+def test_a_blank_variable_counts_as_unset(name, value, home, monkeypatch):
+    monkeypatch.delenv(name, raising=False)
+    unset = READERS[name]()
+    monkeypatch.setenv(name, value)
+    assert READERS[name]() == unset
+
+
+@pytest.mark.parametrize("value", ["~nobody-of-that-name", "~nobody-of-that-name/x", "$NO_SUCH_THING/x",
+                                   "${NO_SUCH_THING}", "~/$NO_SUCH_THING/x", "/$NO_SUCH_THING"])
+@pytest.mark.parametrize("name", READERS)
+def test_an_unknown_user_or_variable_is_a_sentence_and_no_folder_of_that_name(name, value, home, monkeypatch):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(CourseError, match=f"{name} = .* is unknown here"):
+        READERS[name]()
+
+
+@pytest.mark.parametrize("below", ["", "/x", "/x/y"])
+@pytest.mark.parametrize("name", ["PROBLAMA_RUNS", "PROBLAMA_HOME", "PROBLAMA_DATA", "PROBLAMA_ASSETS"])
+def test_a_file_where_a_folder_is_expected_is_a_sentence(name, below, home, monkeypatch):
+    monkeypatch.setenv(name, f"~/my files/riddles.jsonl{below}")
+    with pytest.raises(CourseError, match="folder"):
+        READERS[name]()
+
+
+def test_a_hub_id_and_the_defaults_stay_as_they_are(home, monkeypatch):
+    assert runs_dir() == course_root() / "runs" and cache_dir() == home / ".cache" / "problama"
+    monkeypatch.setenv("PROBLAMA_MODEL", "meta-llama/Llama-3.1-8B-Instruct")
+    assert chosen_name(get_profile("cpu")) == "meta-llama/Llama-3.1-8B-Instruct"
+    monkeypatch.setenv("PROBLAMA_RUNS", "~/not/yet/there")
+    assert runs_dir() == home / "not/yet/there"
+
+
+def test_preflight_says_in_one_line_that_a_variable_is_unknown(home):
+    import os
+
+    done = subprocess.run([sys.executable, "-m", "problama_utils.preflight", "--profile", "cpu"], capture_output=True,
+                          text=True, env={**os.environ, "PROBLAMA_HOME": "$NO_SUCH_THING/x"}, cwd=course_root())
+    assert done.returncode == 1 and "NO_SUCH_THING" in done.stdout and not done.stderr

@@ -8,7 +8,7 @@ from problama_utils.config import GRPOSettings, get_profile
 from problama_utils.errors import CourseError
 from problama_utils.models import load_policy
 from problama_utils.training import run_grpo
-from problama_utils.training_checks import check_budget, check_lengths, prompt_lengths
+from problama_utils.training_checks import check_budget, check_lengths, leave_out_long, prompt_lengths
 from problama_utils.training_data import training_problems
 
 CPU = get_profile("cpu")
@@ -54,6 +54,37 @@ def test_prompt_and_completion_must_fit_the_window(tiny_model_dir, monkeypatch):
     assert check_lengths(lengths, settings, 4096) == max(lengths)
     with pytest.raises(CourseError, match=f"{max(lengths)} tokens"):
         check_lengths(lengths, settings, max(lengths) + settings.max_completion_length - 1)
+
+
+@pytest.mark.parametrize(("problems", "too_long", "kept"), [(20, 0, 20), (20, 1, 19), (20, 2, 18), (20, 3, 20),
+                                                            (9, 1, 9), (10, 1, 9), (4, 1, 4), (2, 2, 2), (100, 10, 90),
+                                                            (100, 11, 100)])
+def test_a_tail_of_long_prompts_is_left_out_and_counted_but_many_are_a_matter_of_settings(
+    problems, too_long, kept, tiny_model_dir, monkeypatch, capsys
+):
+    from datasets import Dataset
+
+    monkeypatch.setenv("PROBLAMA_MODEL", str(tiny_model_dir))
+    tokenizer = load_policy(CPU)[1]
+    settings = GRPOSettings(max_steps=1, dataset_size=0, max_completion_length=8)
+    chats = [[{"role": "user", "content": "word " * (400 if place < too_long else 2)}] for place in range(problems)]
+    dataset = Dataset.from_list([{"prompt": chat} for chat in chats])
+    left = leave_out_long(dataset, tokenizer, settings, 300, "training")
+    said = f"{too_long} of {problems} training problems are left out" if kept < problems else ""
+    assert len(left) == kept and (said in capsys.readouterr().err if said else not capsys.readouterr().err)
+    if kept == problems and too_long:
+        with pytest.raises(CourseError, match="max_seq_length = 300"):
+            check_lengths(prompt_lengths(left, tokenizer), settings, 300)
+
+
+def test_as_many_problems_stay_as_a_step_takes(tiny_model_dir, monkeypatch):
+    from datasets import Dataset
+
+    monkeypatch.setenv("PROBLAMA_MODEL", str(tiny_model_dir))
+    settings = GRPOSettings(max_steps=1, dataset_size=0, max_completion_length=8, prompts_per_step=10)
+    chats = [[{"role": "user", "content": "word " * (2 if place else 400)}] for place in range(10)]
+    dataset = Dataset.from_list([{"prompt": chat} for chat in chats])
+    assert len(leave_out_long(dataset, load_policy(CPU)[1], settings, 300, "training")) == 10
 
 
 def test_a_budget_that_the_policys_own_answers_overrun_is_refused_with_their_length(tiny_model_dir, monkeypatch):
