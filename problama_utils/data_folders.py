@@ -57,9 +57,9 @@ def files_below(folder: Path) -> Iterator[tuple[int, Path]]:
             for entry in entries:
                 if entry.name.startswith(".") or entry.name == "__MACOSX":
                     continue
-                if entry.is_dir():
+                if os.path.isdir(entry.path):  # unlike the entry's own, it takes a link to itself for nothing
                     below.append(place / entry.name)
-                elif entry.is_file():
+                elif os.path.isfile(entry.path):
                     yield depth, place / entry.name
         level = below[: max(0, MOST_FOLDERS - seen)]
 
@@ -164,6 +164,7 @@ def label_list(lines: Path) -> Path | None:
 
 
 def _only_one(folder: Path, found: list[Path]) -> Path:
+    found = list({path.resolve(): path for path in found}.values())  # a link beside its goal is no rival
     if len(found) > 1:
         names = " and ".join(path.relative_to(folder).as_posix() for path in found[:3])
         raise DataError(folder, None, None, f"the same data {len(found)} times ({names})", "it once: name the folder "

@@ -140,12 +140,19 @@ def test_a_folder_may_be_the_data_sets_own(tmp_path, name):
     assert len(load("all" if name == "piqa" else "test", source=tmp_path / name)) == rows
 
 
+def test_a_link_beside_the_folder_it_leads_to_is_no_second_copy(tmp_path):
+    piqa_lines(tmp_path / "piqa-2024" / "valid.jsonl", 4)
+    (tmp_path / "piqa-latest").symlink_to("piqa-2024")
+    assert len(load_physical("all", source=tmp_path)) == 4
+
+
 def test_a_cache_of_links_is_followed(tmp_path):
     blob = parquet(tmp_path / "blobs" / "abc", [row | {"label": 0} for row in pairs(4)])
     link = tmp_path / "data" / HUB_CACHE / "plain_text" / "validation" / "0000.parquet"
     link.parent.mkdir(parents=True)
     link.symlink_to(blob)
     (tmp_path / "data" / "round").symlink_to(tmp_path / "data")  # a circle ends at the depth that is searched
+    (tmp_path / "data" / "datasets--ybisk--piqa" / "self").symlink_to("self")
     assert len(load_physical("validation", source=tmp_path / "data" / "datasets--ybisk--piqa")) == 4
 
 

@@ -1,6 +1,7 @@
 """From problems to a run folder, on a Llama made on the spot: every step real, only small."""
 
 import dataclasses
+import json
 
 import pytest
 from hypothesis import given
@@ -77,7 +78,22 @@ def test_a_run_leaves_a_log_a_record_and_an_adapter_that_loads(task, profile, tm
     log, record = monitoring.read_log(folder), monitoring.read_run(folder)
     assert log.index.tolist() == [1, 2] and set(monitoring.SLIDE_CURVES) <= set(log.columns)
     assert record["seed"] == 3 and record["problems"] == 4 and record["versions"]["trl"]
+    assert record["source"] == f"the course's own {'physical' if task == 'piqa' else task}.jsonl"
     load_adapter(load_policy(profile)[0], folder / ADAPTER_FOLDER)
+
+
+def test_questions_like_piqas_train_a_run_that_says_their_source(profile, tmp_path, monkeypatch, capsys):
+    """Without levels, though the settings ask for one, and with a question too long for the window."""
+    rows = [{"goal": f"goal {number}", "sol1": "a", "sol2": "b"} for number in range(30)]
+    rows[7]["sol2"] = "b " * 2000
+    (tmp_path / "valid.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (tmp_path / "valid-labels.lst").write_text("0\n1\n" * 15)
+    monkeypatch.setenv("PROBLAMA_DATA", str(tmp_path))
+    settings = dataclasses.replace(SHORT, dataset_size=0, heldout_size=0, difficulty=1)
+    folder = run_grpo("piqa", dataclasses.replace(profile, piqa=settings), out=tmp_path / "run", strict=False)
+    record = monitoring.read_run(folder)
+    assert record["source"].startswith("PIQA in folder ") and "20 train and 10 held out" in record["source"]
+    assert record["problems"] in (19, 20) and "1 of " in capsys.readouterr().err
 
 
 def test_two_runs_with_the_same_seed_agree_and_another_seed_differs(profile, tmp_path):
