@@ -16,6 +16,7 @@ from problama_utils.config import Profile
 from problama_utils.embedded_model import embedded_model_dir, quiet_transformers
 from problama_utils.errors import CourseError
 from problama_utils.gated_model import chosen_name, refusal, refusal_sentence
+from problama_utils.likelihood import first_broken_weight
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +56,10 @@ def load_policy(profile: Profile, *, seed: int | None = None) -> tuple[PreTraine
         if not (status := refusal(error)):
             raise
         raise CourseError(refusal_sentence(source, status)) from error
+    # The embedded model's files have just been compared with their checksums; others may hold anything.
+    if chosen_name(profile) != "embedded" and (broken := first_broken_weight(model)):
+        raise CourseError(f"The model {source!r} holds NaN or infinite values in its weight {broken!r}: fetch or save "
+                          "it again, or name another in PROBLAMA_MODEL.")
     # Generation continues a prompt at its right end, so padding goes to the left. Saved tokenizers forget this.
     tokenizer.padding_side = "left"
     tokenizer.clean_up_tokenization_spaces = False  # WordPiece's habit; transformers warns where a BPE tokenizer has it
