@@ -15,7 +15,15 @@ from problama_utils.adapters import KEY_MAPPING, adapter_folder, check_adapter
 from problama_utils.config import Profile
 from problama_utils.embedded_model import embedded_model_dir, quiet_transformers
 from problama_utils.errors import CourseError
-from problama_utils.gated_model import chosen_name, refusal, refusal_sentence
+from problama_utils.gated_model import (
+    chosen_name,
+    clear_text_trouble,
+    on_hub,
+    refusal,
+    refusal_sentence,
+    scrubbed,
+    shows_token,
+)
 from problama_utils.likelihood import first_broken_weight
 
 if TYPE_CHECKING:
@@ -49,13 +57,23 @@ def load_policy(profile: Profile, *, seed: int | None = None) -> tuple[PreTraine
         set_seed(seed)
     load = _load_with_unsloth if profile.backend == "unsloth" else _load_with_transformers
     source = model_source(profile)
+    if on_hub(source) and (trouble := clear_text_trouble()):
+        raise CourseError(trouble)
+    refused = None
     try:
         with quiet_transformers():
             model, tokenizer = load(profile, source)
     except Exception as error:  # each library wraps the hub's 401 or 403 in an error of its own
-        if not (status := refusal(error)):
+        if status := refusal(error):
+            refused = CourseError(refusal_sentence(source, status))
+        elif shows_token(error):
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            refused = CourseError(scrubbed(f"The model {source!r} could not be loaded ({reason}): check its name "
+                                           "(PROBLAMA_MODEL) and your token, or set PROBLAMA_PROFILE=cpu."))
+        else:
             raise
-        raise CourseError(refusal_sentence(source, status)) from error
+    if refused:  # raised out here, since a chained traceback would print what a hub echoes, a token included
+        raise refused
     # The embedded model's files have just been compared with their checksums; others may hold anything.
     if chosen_name(profile) != "embedded" and (broken := first_broken_weight(model)):
         raise CourseError(f"The model {source!r} holds NaN or infinite values in its weight {broken!r}: fetch or save "
