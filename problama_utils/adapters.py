@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +111,8 @@ def _check_settings(config: Mapping[str, Any], name: str) -> None:
         "rank_pattern": (_is_table(config.get("rank_pattern"), _is_rank), "a table of module names and ranks"),
         "alpha_pattern": (_is_table(config.get("alpha_pattern"), _is_scale), "a table of module names and scales"),
     }
+    dropout = config.get("lora_dropout", 0)
+    rules["lora_dropout"] = (isinstance(dropout, (int, float)) and 0 <= dropout < 1, "a number from 0 to below 1")
     for option in ("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication"):
         rules[option] = (not config.get(option), "empty: an adapter of the course adds two matrices to each layer and "
                          "replaces nothing")
@@ -138,8 +140,10 @@ def _is_pattern(value: Any) -> bool:
         return False
 
 
-def _is_table(value: Any, holds: Any) -> bool:
-    return not value or isinstance(value, dict) and all(_is_pattern(key) and holds(item) for key, item in value.items())
+def _is_table(value: Any, holds: Callable[[Any], bool]) -> bool:
+    if not value:
+        return value in (None, {})
+    return isinstance(value, dict) and all(_is_pattern(key) and holds(item) for key, item in value.items())
 
 
 def _expected_shapes(model: nn.Module, config: Mapping[str, Any], folder: Path) -> dict[str, tuple[int, ...]]:

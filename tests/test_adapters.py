@@ -133,6 +133,8 @@ BROKEN = {
     "targets are no layers": (settings(target_modules=["self_attn"]), "expected a linear layer"),
     "targets are embeddings": (settings(target_modules=["embed_tokens"]), "expected a linear layer"),
     "a flag is a word": (settings(use_dora="yes"), "use_dora = 'yes'"),
+    "dropout is a word": (settings(lora_dropout="none"), "lora_dropout = 'none'"),
+    "dropout is NaN": (settings(lora_dropout=float("nan")), "lora_dropout = nan"),
     "magnitudes are promised": (settings(use_dora=True), "missing: .*lora_magnitude_vector"),
     # the file
     "no weights": (without(WEIGHTS), "run the training"),
@@ -237,14 +239,20 @@ def test_a_sound_adapter_loads_and_changes_the_outputs(adapter, kind):
     assert not torch.allclose(outputs(tiny_llama()), outputs(model), atol=1e-3)
 
 
-@pytest.mark.parametrize("options", [
-    {"use_dora": True}, {"lora_bias": True}, {"use_rslora": True}, 
-    {"rank_pattern": {"q_proj": 2, "layers.0.mlp.up_proj": 6}, "alpha_pattern": {"v_proj": 3}},
-    {"layers_to_transform": [1]}, {"targets": ["layers.0.mlp.down_proj"]}, {"exclude_modules": ["k_proj"]},
-])  # fmt: skip
-def test_other_shapes_of_lora_load(tmp_path, options):
-    torch.manual_seed(3)
-    model = with_lora(tiny_llama(), **options)
+KINDS = {
+    "DoRA": lambda m: with_lora(m, use_dora=True), "biases": lambda m: with_lora(m, lora_bias=True),
+    "scaled by the root of r": lambda m: with_lora(m, use_rslora=True),
+    "ranks by layer": lambda m: with_lora(m, rank_pattern={"q_proj": 2, "layers.0.mlp.up_proj": 6}),
+    "scales by layer": lambda m: with_lora(m, alpha_pattern={"v_proj": 3}),
+    "one layer": lambda m: with_lora(m, layers_to_transform=[1]),
+    "one module": lambda m: with_lora(m, targets=["layers.0.mlp.down_proj"]),
+    "all but one": lambda m: with_lora(m, exclude_modules=["k_proj"]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_shapes_of_lora_load(tmp_path, kind):
+    model = KINDS[kind](tiny_llama())
     model.save_pretrained(tmp_path / "adapter")
     torch.testing.assert_close(outputs(load_adapter(tiny_llama(), tmp_path / "adapter")), outputs(model))
 
