@@ -25,6 +25,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from problama_utils.adapters import CONFIG as ADAPTER_CONFIG
+from problama_utils.adapters import read_config
 from problama_utils.config import Profile, detect_profile
 from problama_utils.errors import CourseError
 from problama_utils.evaluation import MAX_NEW_TOKENS, lettered, science_prompts, score_questions
@@ -33,7 +35,6 @@ from problama_utils.problems import fingerprint, load_science
 from problama_utils.records import RecordFile, read_records
 from problama_utils.run_folder import ADAPTER_FOLDER, RUN_FILE
 
-ADAPTER_CONFIG = "adapter_config.json"
 SUMMARY = "summary.json"
 QUESTIONS_AT_ONCE = 96
 KEPT_CHARACTERS = 60  # of a completion to one of our own questions
@@ -82,9 +83,11 @@ def label_of(folder: Path) -> str:
 def _run_of(folder: Path) -> dict[str, Any]:
     for place in (folder, folder.parent):
         try:
-            return json.loads((place / RUN_FILE).read_text(encoding="utf-8"))
+            run = json.loads((place / RUN_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
+        if isinstance(run, dict):
+            return run
     return {}
 
 
@@ -117,11 +120,7 @@ def _profile(base: str) -> Profile:
 
 def base_of(adapter: Path) -> str:
     """Return the name of the model that an adapter was trained on, without owner or folder; "" where it is not said."""
-    try:
-        config = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CourseError(f"{ADAPTER_CONFIG} of the adapter in {adapter.name!r} cannot be read: save the adapter "
-                          "again.") from error
+    config = read_config(adapter)
     named = _run_of(adapter).get("model") or config.get("base_model_name_or_path") or ""
     return str(named).rstrip("/").replace("\\", "/").split("/")[-1]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from problama_utils.likelihood import walkable
+from problama_utils.likelihood import not_finite, walkable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,6 +46,9 @@ def complete(
         temperature: 0 takes the likeliest token each time (greedy); above 0 samples from all tokens.
         seed: of the sampling.
         weights: the model's projections laid out for decoding, to be kept between calls.
+
+    Raises:
+        CourseError: the model's logits are no finite numbers, so its weights are broken.
     """
     import torch
 
@@ -79,9 +82,19 @@ def _write_rows(model, tokenizer, rows, max_new_tokens, temperature, generator, 
 
 def _generate_rows(model, tokenizer, rows, max_new_tokens, temperature, generator, weights) -> list[list[int]]:
     import torch
+    from transformers import LogitsProcessorList
 
+    def check(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        finite = logits.amax(-1).isfinite()  # NaN wins every maximum; -inf alone is a token that is switched off
+        if not finite.all():
+            token, row = ids.shape[1] - width + 1, int(finite.int().argmin()) + 1
+            raise not_finite(model, f"NaN or infinite at token {token} of completion {row}")
+        return logits
+
+    width = max(map(len, rows))
     batch = tokenizer.pad({"input_ids": rows}, padding=True, return_tensors="pt").to(model.device)
     how = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
     with torch.inference_mode():
-        ids = model.generate(**batch, **how, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id)
-    return ids[:, batch["input_ids"].shape[1] :].tolist()
+        ids = model.generate(**batch, **how, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id,
+                             logits_processor=LogitsProcessorList([check]))
+    return ids[:, width:].tolist()

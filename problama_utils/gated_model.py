@@ -2,12 +2,19 @@
 
 Meta's repositories on the Hugging Face hub open only to accounts that accepted the licence, shown by a token. One
 switch, `PROBLAMA_UNGATED=1`, takes a copy of the same weights without a gate. Nothing here prints, stores or returns a
-token: it is used once, as the header of a request to the hub, and otherwise only its place is named.
+token: it is used once, as the header of a request to the hub over https, and otherwise only its place is named; what a
+hub says back is scrubbed of it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import html
+import http.client
+import ipaddress
+import json
 import os
+import re
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -25,6 +32,9 @@ UNGATED_COPIES = {
     "meta-llama/meta-llama-3.1-8b-instruct": "unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit",
     "meta-llama/llama-3.1-8b-instruct": "unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit",
 }
+
+SHORTEST_TOKEN = 8  # characters; a shorter one would be found in ordinary words
+_LOOKS_SECRET = re.compile(r"hf_[A-Za-z0-9]{16,}|(?<=Bearer )[\w.~+/=-]{8,}|(?<=Basic )[\w+/=-]{8,}", re.IGNORECASE)
 
 
 def wants_ungated() -> bool:
@@ -87,19 +97,67 @@ def token_place() -> str:
 
 
 def _token() -> str:
-    found = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or ""
-    try:
+    return next(iter(_tokens()), "")
+
+
+def _tokens() -> list[str]:
+    """Return every token that lies here, the one that is used first."""
+    found = [os.environ.get("HF_TOKEN"), os.environ.get("HUGGING_FACE_HUB_TOKEN")]
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
         file = Path(os.environ.get("HF_TOKEN_PATH") or hub_home() / "token").expanduser()
-        return found.strip() or file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
+        found.append(file.read_text(encoding="utf-8"))
+    return [token.strip() for token in found if token and token.strip()]
+
+
+def scrubbed(text: str) -> str:
+    """Return a text with every token in it replaced by ***: those that lie here, and what looks like one.
+
+    >>> scrubbed("invalid credentials: Bearer hf_abcdefghijklmnopqrstuvwxyz")
+    'invalid credentials: Bearer ***'
+    """
+    for token in _tokens():
+        if len(token) >= SHORTEST_TOKEN:
+            as_bytes = repr(token.encode("latin-1", "backslashreplace"))[2:-1]
+            for form in {token, as_bytes, repr(token)[1:-1], json.dumps(token)[1:-1], html.escape(token),
+                         urllib.parse.quote(token, safe=""), urllib.parse.quote_plus(token)}:
+                text = text.replace(form, "***")
+    return _LOOKS_SECRET.sub("***", text)
+
+
+def shows_token(error: BaseException) -> bool:
+    """Tell whether an error, or one that it is chained to, would print a token."""
+    texts = (text for link in _chain(error) for text in (str(link), repr(link), *getattr(link, "__notes__", ())))
+    return any(scrubbed(text) != text for text in map(str, texts))
+
+
+def clear_text_trouble() -> str:
+    """Return why no token may be sent to the hub's address, in a sentence; "" where it may, or where there is none.
+
+    Without encryption everybody on the way can read it, so it goes over https only, or to this machine itself.
+    """
+    address = urllib.parse.urlsplit(hub_endpoint())
+    if not _token() or address.scheme == "https" or (address.scheme == "http" and _is_this_machine(address.hostname)):
         return ""
+    return (f"HF_ENDPOINT = {scrubbed(hub_endpoint())} is no https address, and a token is never sent without "
+            f"encryption: write https://, or take the token out of {token_place()}.")
+
+
+def _is_this_machine(host: str | None) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host or "").is_loopback
+    return host == "localhost"
+
+
+def _origin(address: str) -> tuple[str, str | None, int | None]:
+    parts = urllib.parse.urlsplit(address)
+    return parts.scheme, parts.hostname, parts.port or {"https": 443, "http": 80}.get(parts.scheme)
 
 
 class _SameHostOnly(urllib.request.HTTPRedirectHandler):
-    """Follow the hub's redirect of a renamed repository, but carry no token to another host."""
+    """Follow the hub's redirect of a renamed repository, but carry no token to another scheme, host or port."""
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
-        if urllib.parse.urlsplit(newurl).netloc != urllib.parse.urlsplit(req.full_url).netloc:
+        if _origin(newurl) != _origin(req.full_url):
             return None
         again = super().redirect_request(req, fp, code, msg, headers, newurl)
         if again is not None:
@@ -117,20 +175,29 @@ def ask_hub(name: str, timeout: float) -> str:
     Returns:
         "open", "refused (401)" or "refused (403)", "missing (404)", or "unreachable (why)".
     """
-    request = urllib.request.Request(f"{hub_endpoint()}/{name}/resolve/main/config.json", method="HEAD")
-    if _token():
-        request.add_header("Authorization", f"Bearer {_token()}")
+    if trouble := clear_text_trouble():
+        return f"unreachable ({trouble.rstrip('.')})"
     try:
-        with urllib.request.build_opener(_SameHostOnly).open(request, timeout=timeout):
+        request = urllib.request.Request(f"{hub_endpoint()}/{name}/resolve/main/config.json", method="HEAD")
+        if _token():
+            request.add_header("Authorization", f"Bearer {_token()}")
+        # a hub on this machine is asked without the proxy, which would be told the token
+        direct = [urllib.request.ProxyHandler({})] if request.type == "http" else []
+        with urllib.request.build_opener(_SameHostOnly, *direct).open(request, timeout=timeout):
             return "open"
     except urllib.error.HTTPError as error:
         if error.code < 400:  # redirected to the store of large files: the gate is passed
+            target = urllib.parse.urljoin(error.url, error.headers.get("Location", ""))
+            if _origin(target) == _origin(error.url):
+                return "unreachable (it redirects in a circle)"
+            if urllib.parse.urlsplit(target).scheme not in ("https", urllib.parse.urlsplit(error.url).scheme):
+                return "unreachable (it redirects to an address without encryption)"
             return "open"
         words = {401: "refused (401)", 403: "refused (403)", 404: "missing (404)"}
         from_hub = error.headers.get("X-Error-Code") or error.headers.get("X-Error-Message")  # a proxy says neither
         return words.get(error.code if from_hub else 0, f"unreachable (something answers {error.code})")
-    except (OSError, ValueError) as error:
-        return f"unreachable ({getattr(error, 'reason', error)})"
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return f"unreachable ({scrubbed(str(getattr(error, 'reason', error)))})"
 
 
 def refusal(error: BaseException) -> int:
@@ -166,8 +233,8 @@ def refusal_sentence(name: str, status: int) -> str:
     place = token_place()
     if not is_gated(name):
         held = f"with the token in {place}" if place else "without a token"
-        return (f"The hub refuses {name!r} {held} ({status}): it is private or does not exist. Check the name "
-                "(PROBLAMA_MODEL), or set PROBLAMA_PROFILE=cpu for the model that needs no hub.")
+        return scrubbed(f"The hub refuses {name!r} {held} ({status}): it is private or does not exist. Check the name "
+                        "(PROBLAMA_MODEL), or set PROBLAMA_PROFILE=cpu for the model that needs no hub.")
     if not place:
         why = "it is gated and there is no token here: accept its licence on the hub and put your token into HF_TOKEN"
     elif status == 401:
@@ -176,4 +243,4 @@ def refusal_sentence(name: str, status: int) -> str:
         why = f"it is gated and the account of the token in {place} has not been let in: accept its licence on the hub"
     copy = UNGATED_COPIES.get(name.lower())
     switch = f"set {SWITCH}=1 to load the ungated copy {copy}" if copy else "set PROBLAMA_PROFILE=cpu"
-    return f"The hub refuses {name!r} ({status}): {why}, or {switch}."
+    return scrubbed(f"The hub refuses {name!r} ({status}): {why}, or {switch}.")

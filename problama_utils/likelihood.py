@@ -10,11 +10,15 @@ tokens are those of the whole behind as many as the context has; white space at 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from problama_utils.errors import CourseError
+
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TOKENS_AT_ONCE = 3072  # upper bound of a batch's tree nodes; larger ones are no faster on a CPU and take more memory
@@ -60,6 +64,9 @@ def text_log_likelihoods(
 
     Returns:
         N sums, in order.
+
+    Raises:
+        CourseError: a sum is no finite number, so the model's weights are broken.
     """
     encoded = [encode_pair(tokenizer, context, continuation) for context, continuation in pairs]
     return token_log_likelihoods(model, encoded, tokens_at_once=tokens_at_once)
@@ -68,7 +75,11 @@ def text_log_likelihoods(
 def token_log_likelihoods(
     model: PreTrainedModel, pairs: Sequence[Pair], *, tokens_at_once: int = TOKENS_AT_ONCE
 ) -> list[float]:
-    """As `text_log_likelihoods`, for token ids."""
+    """As `text_log_likelihoods`, for token ids.
+
+    Raises:
+        CourseError: a sum is no finite number, so the model's weights are broken.
+    """
     import torch
 
     model.eval()
@@ -79,8 +90,31 @@ def token_log_likelihoods(
         with torch.inference_mode():
             found = _padded_scores(model, batch) if parts is None else _tree_scores(parts, batch)
         for row, score in zip(rows, found, strict=True):
+            if not math.isfinite(score):
+                raise not_finite(model, f"the log-likelihood of text {row + 1} of {len(pairs)} is {score}")
             scores[row] = score
     return scores
+
+
+def first_broken_weight(model: nn.Module) -> str | None:
+    """Return the name of the first weight that holds NaN or infinite values, None where all are sound (or packed)."""
+    import torch
+
+    plain = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    for name, weight in model.named_parameters():
+        if weight.dtype in plain and weight.numel() and not weight.is_meta:
+            ends = torch.stack(torch.aminmax(weight.detach()))  # NaN wins both; several times faster than isfinite
+            if not ends.isfinite().all():
+                return name
+    return None
+
+
+def not_finite(model: nn.Module, found: str) -> CourseError:
+    """Return the error for numbers that are none: what was `found`, and the first broken weight of the model."""
+    broken = first_broken_weight(model)
+    why = f"its weight {broken!r} holds NaN or infinite values" if broken else "its weights are broken or far too large"
+    return CourseError(f"The model's logits are not finite numbers ({found}): {why}; load another adapter or "
+                       "checkpoint.")
 
 
 def walkable(model: PreTrainedModel):
@@ -101,7 +135,14 @@ def normalised(scores: Sequence[float], choices: Sequence[str]) -> list[float]:
 
 
 def likeliest(scores: Sequence[float]) -> int:
-    """Return the index of the highest score; of equal ones the first, as numpy's argmax does."""
+    """Return the index of the highest score; of equal ones the first, as numpy's argmax does.
+
+    Raises:
+        CourseError: a score is no finite number; comparing NaN would choose the first option and look like an answer.
+    """
+    if not all(map(math.isfinite, scores)):
+        raise CourseError(f"The scores {list(scores)} are not all finite numbers, so none of them is the highest: the "
+                          "model or adapter that gave them is broken, load another one.")
     return max(range(len(scores)), key=lambda index: (scores[index], -index))
 
 

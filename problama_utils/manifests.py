@@ -47,6 +47,6 @@ def damaged_files(folder: Path) -> list[str]:
     """
     try:
         sums = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return [MANIFEST]
     return [name for name, expected in sums.items() if not has_sha256(folder / name, expected)] if sums else [MANIFEST]

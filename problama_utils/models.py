@@ -7,17 +7,32 @@ weights: it is the same model with its adapter switched off.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from problama_utils.adapters import KEY_MAPPING, adapter_folder, check_adapter
 from problama_utils.config import Profile
 from problama_utils.embedded_model import embedded_model_dir, quiet_transformers
 from problama_utils.errors import CourseError
-from problama_utils.gated_model import chosen_name, refusal, refusal_sentence
+from problama_utils.gated_model import (
+    chosen_name,
+    clear_text_trouble,
+    on_hub,
+    refusal,
+    refusal_sentence,
+    scrubbed,
+    shows_token,
+)
+from problama_utils.likelihood import first_broken_weight
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPE_VARIABLE = "PROBLAMA_DTYPE"
+DTYPES = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16",
+          "float16": "float16", "fp16": "float16"}
 
 
 def model_source(profile: Profile) -> str:
@@ -42,13 +57,27 @@ def load_policy(profile: Profile, *, seed: int | None = None) -> tuple[PreTraine
         set_seed(seed)
     load = _load_with_unsloth if profile.backend == "unsloth" else _load_with_transformers
     source = model_source(profile)
+    if on_hub(source) and (trouble := clear_text_trouble()):
+        raise CourseError(trouble)
+    refused = None
     try:
         with quiet_transformers():
             model, tokenizer = load(profile, source)
     except Exception as error:  # each library wraps the hub's 401 or 403 in an error of its own
-        if not (status := refusal(error)):
+        if status := refusal(error):
+            refused = CourseError(refusal_sentence(source, status))
+        elif shows_token(error):
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            refused = CourseError(scrubbed(f"The model {source!r} could not be loaded ({reason}): check its name "
+                                           "(PROBLAMA_MODEL) and your token, or set PROBLAMA_PROFILE=cpu."))
+        else:
             raise
-        raise CourseError(refusal_sentence(source, status)) from error
+    if refused:  # raised out here, since a chained traceback would print what a hub echoes, a token included
+        raise refused
+    # The embedded model's files have just been compared with their checksums; others may hold anything.
+    if chosen_name(profile) != "embedded" and (broken := first_broken_weight(model)):
+        raise CourseError(f"The model {source!r} holds NaN or infinite values in its weight {broken!r}: fetch or save "
+                          "it again, or name another in PROBLAMA_MODEL.")
     # Generation continues a prompt at its right end, so padding goes to the left. Saved tokenizers forget this.
     tokenizer.padding_side = "left"
     tokenizer.clean_up_tokenization_spaces = False  # WordPiece's habit; transformers warns where a BPE tokenizer has it
@@ -71,6 +100,7 @@ def _load_with_unsloth(profile: Profile, source: str) -> tuple[Any, Any]:
         load_in_4bit=profile.load_in_4bit,
         fast_inference=profile.fast_inference,
         gpu_memory_utilization=profile.gpu_memory_utilization,
+        **({"dtype": compute_dtype()} if os.environ.get(DTYPE_VARIABLE, "").strip() else {}),
     )
 
 
@@ -100,15 +130,43 @@ def _load_with_transformers(profile: Profile, source: str) -> tuple[Any, Any]:
 
 
 def compute_dtype() -> torch.dtype:
-    """Return bf16 where the hardware multiplies it natively, else fp32 (CPU) or fp16 (GPU).
+    """Return the type that matrices are multiplied in: PROBLAMA_DTYPE, else what the hardware does natively.
 
-    `torch.cuda.is_bf16_supported()` answers True on a T4, where bf16 is emulated: the compute capability decides.
+    Without PROBLAMA_DTYPE (float32, bfloat16 or float16) it is bf16 where the processor or card multiplies it natively,
+    else fp32 (CPU) or fp16 (GPU). `torch.cuda.is_bf16_supported()` answers True on a T4, where bf16 is emulated: the
+    compute capability decides.
+
+    Raises:
+        CourseError: PROBLAMA_DTYPE names no such type, or float16 for a CPU.
     """
     import torch
 
-    if torch.cuda.is_available():
+    on_card = torch.cuda.is_available()
+    wanted = os.environ.get(DTYPE_VARIABLE, "").strip().lower().removeprefix("torch.")
+    if wanted:
+        if wanted not in DTYPES:
+            raise CourseError(f"{DTYPE_VARIABLE} = {wanted!r}, expected float32, bfloat16 or float16 (or fp32, bf16, "
+                              "fp16): unset it for what suits this machine.")
+        if DTYPES[wanted] == "float16" and not on_card:
+            raise CourseError(f"{DTYPE_VARIABLE} = {wanted!r}, but there is no GPU here and on a CPU training in "
+                              "float16 overflows: use float32 or bfloat16, or unset it.")
+        return getattr(torch, DTYPES[wanted])
+    if on_card:
         return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+    return torch.bfloat16 if _cpu_multiplies_bf16() else torch.float32
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Ask torch's probes, which are private: one that is gone or fails counts as a no, since fp32 runs everywhere."""
+    import torch
+
+    for probe in ("_is_avx512_bf16_supported", "_is_amx_bf16_supported", "_is_amx_tile_supported"):
+        try:
+            if getattr(torch.cpu, probe)():
+                return True
+        except (AttributeError, TypeError, RuntimeError):
+            continue
+    return False
 
 
 def attach_lora(model: PreTrainedModel, profile: Profile, *, seed: int | None = None) -> PreTrainedModel:
@@ -149,18 +207,16 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     """Return the model with the adapter saved in `folder` (safetensors) on top, frozen, for evaluation.
 
     Raises:
-        CourseError: the folder holds no adapter, or one made for another architecture.
+        CourseError: the folder holds no adapter, a broken one, or one made for another architecture (`adapters`).
     """
     from peft import PeftModel
 
-    folder = Path(folder)
-    if not (folder / "adapter_model.safetensors").exists():
-        raise CourseError(f"There is no adapter in {folder.name!r} (no adapter_model.safetensors): run the training "
-                          "notebook first, it saves one at the end.")
+    folder = adapter_folder(folder)
+    check_adapter(model, folder)
     try:
-        return PeftModel.from_pretrained(model, str(folder))
-    except (RuntimeError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
+        return PeftModel.from_pretrained(model, str(folder), key_mapping=KEY_MAPPING)
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CourseError(f"The adapter in {folder.name!r} does not fit this model ({first_line}): load the base model "
                           "that it was trained on.") from error
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from problama_utils.batching import pack_rows
 from problama_utils.decoding_weights import DecodingWeights
+from problama_utils.likelihood import not_finite
 from problama_utils.llama_gradients import turn
 from problama_utils.llama_layers import rotary_tables, tree_hidden
 
@@ -81,11 +82,16 @@ def sample_completions(
     Raises:
         UnsupportedModelError: not a Llama.
         ValueError: an empty prompt.
+        CourseError: the logits are no finite numbers, so the model's weights are broken.
     """
     weights = DecodingWeights(model) if weights is None else weights
     with torch.no_grad(), torch.autocast(weights.parts.norm.weight.device.type, enabled=False):
         weights.refresh()
-        return _Decoder(weights, [tuple(prompt) for prompt in prompts], sampling, generator).run()
+        decoder = _Decoder(weights, [tuple(prompt) for prompt in prompts], sampling, generator)
+        try:
+            return decoder.run()
+        except FloatingPointError as error:
+            raise not_finite(model, str(error)) from None
 
 
 def filtered_logprobs(logits_BV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
@@ -227,6 +233,10 @@ class _Decoder:
         if step < sampling.min_new_tokens and self.stops.numel():
             logits = logits.index_fill(1, self.stops, float("-inf"))
         logprobs = filtered_logprobs(logits, sampling)
+        # One NaN or +inf among a row's logits makes NaN of all its log-probabilities, so one column tells.
+        if logprobs[:, 0].isnan().any():
+            row = self.rows[logprobs[:, 0].isnan().cpu()][0]
+            raise FloatingPointError(f"NaN or infinite at token {step + 1} of completion {row + 1}")
         tokens = logprobs.argmax(-1) if sampling.greedy else draw(logprobs, self.generator)
         chosen = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
         for row, token, logprob in zip(self.rows.tolist(), tokens.tolist(), chosen, strict=True):

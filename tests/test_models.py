@@ -7,7 +7,15 @@ import torch
 
 from problama_utils.config import get_profile
 from problama_utils.errors import CourseError
-from problama_utils.models import attach_lora, load_adapter, load_policy, model_source, parameter_counts
+from problama_utils.models import (
+    DTYPE_VARIABLE,
+    attach_lora,
+    compute_dtype,
+    load_adapter,
+    load_policy,
+    model_source,
+    parameter_counts,
+)
 
 
 @pytest.fixture
@@ -88,3 +96,93 @@ def test_a_model_folder_that_does_not_exist_is_named(monkeypatch, tmp_path):
 def test_a_gpu_profile_without_unsloth_says_how_to_go_on(profile):
     with pytest.raises(CourseError, match="PROBLAMA_PROFILE=cpu"):
         load_policy(get_profile("slides"))
+
+
+@pytest.fixture
+def probes(monkeypatch):
+    """Set what torch says about this machine: `probes(card=(8, 0))` or `probes(_is_avx512_bf16_supported=True)`."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_bf16_supported", "_is_amx_tile_supported")
+
+    def answer(card=None, **found):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: card is not None)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: card)
+        for name in names:
+            monkeypatch.delattr(torch.cpu, name, raising=False)
+            if name in found:
+                value = found[name]
+                monkeypatch.setattr(torch.cpu, name, value if callable(value) else lambda value=value: value,
+                                    raising=False)
+
+    monkeypatch.delenv(DTYPE_VARIABLE, raising=False)
+    return answer
+
+
+def broken_probe():
+    raise RuntimeError("no such processor")
+
+
+@pytest.mark.parametrize(("machine", "expected"), [
+    ({"_is_avx512_bf16_supported": True}, torch.bfloat16), ({"_is_avx512_bf16_supported": False}, torch.float32),
+    ({"_is_amx_tile_supported": True}, torch.bfloat16), ({"_is_amx_bf16_supported": True}, torch.bfloat16),
+    ({"_is_avx512_bf16_supported": False, "_is_amx_tile_supported": True}, torch.bfloat16),
+    ({}, torch.float32), ({"_is_avx512_bf16_supported": broken_probe}, torch.float32),
+    ({"_is_avx512_bf16_supported": None}, torch.float32),
+    ({"card": (8, 0)}, torch.bfloat16), ({"card": (9, 0)}, torch.bfloat16), ({"card": (7, 5)}, torch.float16),
+])  # fmt: skip
+def test_without_a_wish_the_machine_decides_the_type(probes, machine, expected):
+    probes(**machine)
+    assert compute_dtype() is expected
+
+
+@pytest.mark.parametrize(("wish", "expected"), [
+    ("float32", torch.float32), ("fp32", torch.float32), ("FP32", torch.float32), (" float32 ", torch.float32),
+    ("bfloat16", torch.bfloat16), ("bf16", torch.bfloat16), ("BFloat16", torch.bfloat16),
+    ("torch.bfloat16", torch.bfloat16), ("", torch.float32), ("  ", torch.float32),
+])  # fmt: skip
+def test_a_wish_decides_the_type_on_a_cpu(probes, monkeypatch, wish, expected):
+    probes(_is_avx512_bf16_supported=False)
+    monkeypatch.setenv(DTYPE_VARIABLE, wish)
+    assert compute_dtype() is expected
+
+
+@pytest.mark.parametrize("wish", ["float16", "fp16", "float32", "bf16"])
+def test_a_wish_decides_the_type_on_a_card(probes, monkeypatch, wish):
+    probes(card=(7, 5))
+    monkeypatch.setenv(DTYPE_VARIABLE, wish)
+    assert str(compute_dtype()) == {"fp16": "torch.float16", "bf16": "torch.bfloat16"}.get(wish, f"torch.{wish}")
+
+
+@pytest.mark.parametrize("wish", ["half", "16", "float64", "int8", "fp8", "bf-16", "auto", "none", "0", "fp16",
+                                  "float16", "Float16"])  # fmt: skip
+def test_an_impossible_type_is_a_sentence(probes, monkeypatch, wish):
+    probes(_is_avx512_bf16_supported=True)
+    monkeypatch.setenv(DTYPE_VARIABLE, wish)
+    with pytest.raises(CourseError, match=f"{DTYPE_VARIABLE}.*float32.*unset it"):
+        compute_dtype()
+
+
+@pytest.mark.parametrize(("wish", "expected"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_a_loaded_model_has_the_type_that_was_wished_for(profile, monkeypatch, wish, expected):
+    monkeypatch.setenv(DTYPE_VARIABLE, wish)
+    assert load_policy(profile)[0].dtype is expected
+
+
+def test_unsloth_is_told_a_type_only_where_one_was_wished_for(profile, monkeypatch):
+    import sys
+    import types
+
+    told = {}
+
+    class FastLanguageModel:
+        @staticmethod
+        def from_pretrained(**arguments):
+            told.update(arguments)
+            raise CourseError("far enough")
+
+    monkeypatch.setitem(sys.modules, "unsloth", types.SimpleNamespace(FastLanguageModel=FastLanguageModel))
+    for wish, expected in (("", None), ("fp32", torch.float32)):
+        monkeypatch.setenv(DTYPE_VARIABLE, wish)
+        told.clear()
+        with pytest.raises(CourseError, match="far enough"):
+            load_policy(get_profile("slides"))
+        assert told.get("dtype") is expected
