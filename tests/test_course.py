@@ -256,5 +256,5 @@ def test_a_title_is_found_or_empty_and_never_an_error(cells, title):
 
 
 def test_the_runner_imports_where_there_is_no_resource_module():
-    program = "import sys; sys.modules['resource'] = None; import problama_utils.course"
+    program = "import psutil, sys; sys.modules['resource'] = None; import problama_utils.course"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
