@@ -8,6 +8,7 @@ table is written from them, so that no figure in it is typed by hand.
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import json
 import logging
@@ -38,8 +39,7 @@ from problama_utils.machine import _memory
 CELL_TIMEOUT = 3600  # seconds; a hung cell must not hang a class
 RESULT = Path("assets/results/course.json")
 _QUIET = logging.getLogger(f"{__name__}.quiet")  # nbclient tells a death three times; the runner tells it once
-_QUIET.addHandler(logging.NullHandler())
-_QUIET.propagate = False
+_QUIET.disabled = True
 
 
 def numbered_notebooks(root: Path) -> list[Path]:
@@ -94,6 +94,8 @@ class PeakMemory(threading.Thread):
         while not self._stop_now.wait(0.25):
             try:
                 family = [self._process, *self._process.children(recursive=True)]
+                if self._process.status() == psutil.STATUS_ZOMBIE:  # what is free now was not free when it died
+                    return
             except psutil.Error:
                 return
             held = 0.0
@@ -197,8 +199,8 @@ class Kernel:
                     f"{2 * self.client.timeout}`; otherwise {look}")
         elif isinstance(error, DeadKernelError):
             what, cure = self._death()
-        else:  # jupyter_client has no error of its own for a kernel that does not come up
-            what = f"its kernel did not start ({' '.join(str(error).split())[:200]})"
+        else:  # a kernel that does not come up: jupyter_client has no error of its own for that
+            what = f"its kernel cannot be reached ({' '.join(str(error).split())[:200]})"
             cure = "Close other programs and try again; `python -m problama_utils.preflight` looks for what is missing"
         memory = (f" Memory: at most {self.watch.gb:.1f} GB until then, with {self.watch.free_gb:.1f} GB free on the "
                   "machine." if self.watch else "")
@@ -213,14 +215,11 @@ class Kernel:
         if status is not None and status >= 0:
             return (f"a cell ended its kernel (exit status {status})",
                     "Take the call out that does so, such as os._exit or quit; `make lab` opens the notebook")
-        number = f" (signal {-status})" if status else ""
-        return f"its kernel crashed{number}", ("Run `make course` again; if it crashes there again, run its cells one "
-                                               "by one with `make lab`")
+        crashed = f"its kernel crashed (signal {-status})" if status else "its kernel crashed"
+        return crashed, "Run `make course` again; if it crashes there again, run its cells one by one with `make lab`"
 
 
-def execute(
-    path: Path, progress: Progress, *, cell_timeout: int = CELL_TIMEOUT
-) -> tuple[NotebookNode, dict[str, float]]:
+def execute(path: Path, progress: Progress, cell_timeout: int = CELL_TIMEOUT) -> tuple[NotebookNode, dict[str, float]]:
     """Execute one notebook in its own kernel, its folder as working directory; each cell has `cell_timeout` seconds.
 
     Returns:
@@ -257,6 +256,7 @@ def execute(
     finally:
         measured = kernel.measured()
         kernel.end()
+        atexit.unregister(client._cleanup_kernel)  # nbclient leaves it there for a kernel that did not come up
     for error in failures:
         if isinstance(error, CellExecutionError | CellTimeoutError | RuntimeError | OSError):
             raise NotebookStopped(kernel.why_stopped(path.name, error), measured) from error
@@ -356,11 +356,7 @@ def stamp_table(readme: str, record: dict[str, Any]) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file in one step, so that a full disk leaves the old one whole.
-
-    Raises:
-        CourseError: it cannot be written.
-    """
+    """Write a file in one step, so that a full disk leaves the old one whole and is told in a `CourseError`."""
     part = path.with_name(path.name + ".part")
     try:
         part.write_text(text, encoding="utf-8")
@@ -393,7 +389,7 @@ def run_course(
         print(error, file=sys.stderr)
         return getattr(error, "status", 1)
     except KeyboardInterrupt:
-        print("Interrupted between two notebooks; those that ran are in build/.", file=sys.stderr)
+        print(f"Interrupted; the notebooks that came to their end are in {build.name}/.", file=sys.stderr)
         return 130
     return 0
 
@@ -417,7 +413,7 @@ def _run(root: Path, build: Path, only: Sequence[str], publishing: bool, cell_ti
         progress = Progress(number, len(paths), path.stem, title)
         kept = f"; the notebooks before it are in {build.name}/." if executed else "."
         try:
-            notebook, measured = execute(path, progress, cell_timeout=cell_timeout)
+            notebook, measured = execute(path, progress, cell_timeout)
         except NotebookStopped as stop:
             progress.done(*stop.measured.values(), stop.word)
             raise type(stop)(f"{stop}{kept}", stop.measured) from stop

@@ -161,7 +161,7 @@ def test_ctrl_c_ends_the_kernel_with_one_line_and_130(small_course, wait):
         time.sleep(0.1)
     runner.send_signal(signal.SIGINT)
     _, err = runner.communicate(timeout=60)
-    assert runner.returncode == 130 and err.startswith("Interrupted in 01_a.ipynb") and err.count("\n") == 1
+    assert runner.returncode == 130 and err.startswith("Interrupted in 01_a.ipynb" if wait else "Interrupted") and err.count("\n") == 1
     assert not [one for one in psutil.process_iter(["cwd"]) if one.info["cwd"] == str(root / "notebooks")
                 and one.status() != "zombie"]
 
@@ -258,3 +258,27 @@ def test_a_title_is_found_or_empty_and_never_an_error(cells, title):
 def test_the_runner_imports_where_there_is_no_resource_module():
     program = "import psutil, sys; sys.modules['resource'] = None; import problama_utils.course"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_kernel_that_does_not_come_up_is_told_in_a_line(small_course, capsys, monkeypatch):
+    root, add = small_course
+    spec = root / "kernels" / "broken"
+    spec.mkdir(parents=True)
+    (spec / "kernel.json").write_text(json.dumps({"argv": [sys.executable, "-c", "raise SystemExit(4)"],
+                                                  "display_name": "Broken", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(root))
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "broken", "display_name": "Broken"}})
+    nbformat.write(notebook, root / "notebooks" / "01_a.ipynb")
+    assert run_course(root, root / "build") == 1
+    err = capsys.readouterr().err
+    assert err.startswith("01_a.ipynb stopped: its kernel cannot be reached") and err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_memory_told_is_that_before_the_death_not_after(small_course, capsys):
+    root, add = small_course
+    add("01_a.ipynb", "import os, signal, time; held = bytearray(700_000_000); time.sleep(1)\n"
+                      "os.kill(os.getpid(), signal.SIGKILL)")
+    assert run_course(root, root / "build") == 1
+    assert float(re.search(r"at most (\S+) GB", capsys.readouterr().err)[1]) > 0.6

@@ -152,7 +152,7 @@ def _told(error: BaseException) -> str:
         text = str.__str__(str(error))
     except BaseException:
         text = ""
-    return f"{name}: {_one_line(text)}"
+    return f"{name}: {_one_line(text)}" if text else name
 
 
 def check_value(title: str, value: Any, expected: Any, hint: str = "", tolerance: float = 1e-4) -> CheckResult:
