@@ -8,13 +8,12 @@ table is written from them, so that no figure in it is typed by hand.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import re
 import sys
-import threading
-import time
 from collections.abc import Sequence
 from datetime import date
 from importlib.metadata import version
@@ -23,13 +22,12 @@ from typing import Any
 
 import nbformat
 import psutil
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
 from problama_utils.config import course_root, detect_profile
+from problama_utils.errors import CourseError
+from problama_utils.notebook_run import CELL_TIMEOUT, NotebookStopped, Progress, execute, read_notebook
 
-CELL_TIMEOUT = 3600  # seconds; a hung cell must not hang a class
 RESULT = Path("assets/results/course.json")
 
 
@@ -39,81 +37,10 @@ def numbered_notebooks(root: Path) -> list[Path]:
 
 
 def title_of(notebook: NotebookNode) -> str:
-    """Return the text of a notebook's first heading, without its number."""
-    heading = re.search(r"^#\s+(.+)$", notebook.cells[0].source, re.MULTILINE)
+    """Return the text of a notebook's first heading, without its number; nothing where it has none."""
+    opening = notebook.cells[0].source if notebook.cells else ""
+    heading = re.search(r"^#\s+(.+)$", opening, re.MULTILINE)
     return re.sub(r"^\d+\s*[·.:]\s*", "", heading[1]) if heading else ""
-
-
-class PeakMemory(threading.Thread):
-    """Watch the resident memory of a process and its children, four times a second; `gb` is the highest sum seen."""
-
-    def __init__(self, pid: int) -> None:
-        super().__init__(daemon=True)
-        self.gb, self._process, self._stop_now = 0.0, psutil.Process(pid), threading.Event()
-
-    def run(self) -> None:
-        while not self._stop_now.wait(0.25):
-            try:
-                family = [self._process, *self._process.children(recursive=True)]
-                self.gb = max(self.gb, sum(member.memory_info().rss for member in family) / 1e9)
-            except psutil.NoSuchProcess:
-                return
-
-    def stop(self) -> None:
-        self._stop_now.set()
-
-
-class Progress:
-    """One line per notebook: what it is doing while it runs (in a terminal), minutes and memory when it is done."""
-
-    def __init__(self, number: int, of: int, name: str, title: str) -> None:
-        self._head, self._live = f"[{number}/{of}] {name:<22}", sys.stdout.isatty()
-        if not self._live:
-            print(f"{self._head} {title} ...", flush=True)
-
-    def doing(self, what: str, started: float) -> None:
-        if self._live:
-            minutes = (time.perf_counter() - started) / 60
-            print(f"\r\033[K{self._head} {minutes:4.1f} min  {what[:70]}", end="", flush=True)
-
-    def done(self, minutes: float, gb: float, word: str = "done") -> None:
-        start = "\r\033[K" if self._live else ""
-        print(f"{start}{self._head} {minutes:4.1f} min  {gb:3.1f} GB  {word}", flush=True)
-
-
-def execute(path: Path, progress: Progress) -> tuple[NotebookNode, dict[str, float]]:
-    """Execute one notebook in its own kernel, its folder as working directory.
-
-    Returns:
-        The executed notebook and `{"minutes", "peak_memory_gb"}`.
-
-    Raises:
-        CellExecutionError: a cell failed; the notebook keeps its outputs up to there.
-    """
-    notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, timeout=CELL_TIMEOUT, resources={"metadata": {"path": str(path.parent)}},
-                            extra_arguments=["--log-level=ERROR"])  # the kernel's own notes are not the course's
-    started, heading, watch = time.perf_counter(), "", None
-
-    def before_cell(cell: NotebookNode, cell_index: int) -> None:
-        nonlocal heading, watch
-        if watch is None and client.km.provisioner.pid:
-            watch = PeakMemory(client.km.provisioner.pid)
-            watch.start()
-        found = re.findall(r"^#{1,3}\s+(.+)$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else []
-        heading = found[-1] if found else heading
-        progress.doing(heading, started)
-
-    client.on_cell_start = before_cell
-    measured = {"minutes": 0.0, "peak_memory_gb": 0.0}
-    try:
-        client.execute()
-    finally:
-        measured["minutes"] = round((time.perf_counter() - started) / 60, 2)
-        if watch:
-            watch.stop()
-            measured["peak_memory_gb"] = round(watch.gb, 2)
-    return notebook, measured
 
 
 def clean(notebook: NotebookNode) -> NotebookNode:
@@ -153,7 +80,7 @@ def write_report(notebooks: Sequence[NotebookNode], record: dict[str, Any], targ
         cell["id"] = f"r{number:04d}"
     whole = nbformat.v4.new_notebook(cells=cells, metadata=notebooks[0].metadata)
     page, _ = HTMLExporter(embed_images=True).from_notebook_node(whole, resources={"metadata": {"name": "No Problama"}})
-    target.write_text(page, encoding="utf-8")
+    write(target, page)
 
 
 def course_table(record: dict[str, Any]) -> str:
@@ -184,11 +111,12 @@ def course_record(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def publish(executed: dict[Path, NotebookNode], record: dict[str, Any], root: Path) -> None:
     """Replace the committed notebooks, measurements and README table by those of this run."""
     for (path, notebook), row in zip(executed.items(), record["notebooks"], strict=True):
-        notebook.cells[0].source = stamp_cost(notebook.cells[0].source, row, record["profile"])
-        nbformat.write(clean(notebook), path)
-    (root / RESULT).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        for opening in notebook.cells[:1]:
+            opening.source = stamp_cost(opening.source, row, record["profile"])
+        write(path, nbformat.writes(clean(notebook)) + "\n")
+    write(root / RESULT, json.dumps(record, indent=1) + "\n")
     readme = root / "README.md"
-    readme.write_text(stamp_table(readme.read_text(encoding="utf-8"), record), encoding="utf-8")
+    write(readme, stamp_table(readme.read_text(encoding="utf-8"), record))
 
 
 def stamp_cost(opening: str, row: dict[str, Any], profile: str) -> str:
@@ -206,34 +134,78 @@ def stamp_table(readme: str, record: dict[str, Any]) -> str:
     return re.sub(r"<!-- course-table -->.*?<!-- /course-table -->", lambda _: block, readme, flags=re.DOTALL)
 
 
-def run_course(root: Path, build: Path, *, only: Sequence[str] = (), publishing: bool = False) -> int:
-    """Execute the notebooks in order and write copies, `course.json` and `report.html`; return an exit status."""
+def write(path: Path, text: str) -> None:
+    """Write a file in one step, so that a full disk leaves the old one whole and is told in a `CourseError`."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise CourseError(f"{path.parent.name}/{path.name} cannot be written ({error.strerror}): free some disk space "
+                          f"or correct the rights of {path.parent.name}/, then run it again.") from None
+
+
+def run_course(
+    root: Path, build: Path, *, only: Sequence[str] = (), publishing: bool = False, cell_timeout: int = CELL_TIMEOUT
+) -> int:
+    """Execute the notebooks in order and write copies, `course.json` and `report.html`.
+
+    Args:
+        root: the folder that holds `notebooks/`.
+        build: where the copies and the report go.
+        only: the numbers of those to run, such as "01"; empty = all.
+        publishing: also replace the committed notebooks, measurements and README table.
+        cell_timeout: seconds after which a cell is given up.
+
+    Returns:
+        An exit status: 0, 1 where something is wrong (it has been told on stderr), 130 after Ctrl-C.
+    """
+    try:
+        _run(root, build, only, publishing, cell_timeout)
+    except CourseError as error:
+        print(error, file=sys.stderr)
+        return getattr(error, "status", 1)
+    except KeyboardInterrupt:
+        print(f"Interrupted; the notebooks that came to their end are in {build.name}/.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(root: Path, build: Path, only: Sequence[str], publishing: bool, cell_timeout: int) -> None:
     os.environ["PROBLAMA_QUIET"] = "1"  # kernels inherit it: nobody watches, so no curve that refreshes in place
-    build.mkdir(parents=True, exist_ok=True)
-    paths = [path for path in numbered_notebooks(root) if not only or path.stem[:2] in only]
+    there = numbered_notebooks(root)
+    unknown = sorted(set(only) - {path.stem[:2] for path in there})
+    if unknown or not there:
+        raise CourseError(f"No notebook {', '.join(unknown) or 'at all'} in notebooks/: there are "
+                          f"{', '.join(path.stem for path in there) or 'none'}; give their two digits.")
+    paths = [path for path in there if not only or path.stem[:2] in only]
+    titles = [title_of(read_notebook(path)) for path in paths]  # all of them, before an hour of work is begun
+    try:
+        build.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CourseError(f"The folder {build.name!r} for the executed copies cannot be made ({error.strerror}): "
+                          "remove what stands in its way, or free some disk space.") from None
     rows, executed = [], {}
-    for number, path in enumerate(paths, 1):
-        notebook = nbformat.read(path, as_version=4)
-        progress = Progress(number, len(paths), path.stem, title_of(notebook))
-        started = time.perf_counter()
+    for number, (path, title) in enumerate(zip(paths, titles, strict=True), 1):
+        progress = Progress(number, len(paths), path.stem, title)
+        kept = f"; the notebooks before it are in {build.name}/." if executed else "."
         try:
-            notebook, measured = execute(path, progress)
-        except CellExecutionError as error:
-            progress.done((time.perf_counter() - started) / 60, 0.0, "FAILED")
-            print(f"{path.name} stopped: {error.ename}: {error.evalue}\nOpen it with `make lab` to see where; the "
-                  "notebooks before it are in build/.", file=sys.stderr)
-            return 1
+            notebook, measured = execute(path, progress, cell_timeout)
+        except NotebookStopped as stop:
+            progress.done(*stop.measured.values(), stop.word)
+            raise type(stop)(f"{stop}{kept}", stop.measured) from stop
         progress.done(measured["minutes"], measured["peak_memory_gb"])
-        nbformat.write(notebook, build / path.name)
+        write(build / path.name, nbformat.writes(notebook) + "\n")
         executed[path] = notebook
         rows.append({"name": path.stem, "title": title_of(notebook), **measured})
     record = course_record(rows)
-    (build / "course.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write(build / "course.json", json.dumps(record, indent=1) + "\n")
     if publishing:
         publish(executed, record, root)
     write_report(list(executed.values()), record, build / "report.html")
     print(f"{sum(row['minutes'] for row in rows):.1f} minutes in all. Read build/report.html.")
-    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -241,11 +213,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--publish", action="store_true", help="refresh the committed outputs, timings and README")
     parser.add_argument("--only", nargs="*", default=(), metavar="NN", help="only these notebooks, such as 01 05")
+    parser.add_argument("--cell-timeout", type=int, default=CELL_TIMEOUT, metavar="SECONDS",
+                        help=f"give a cell up that has not returned by then (default {CELL_TIMEOUT})")
     options = parser.parse_args(arguments)
     root = course_root()
+    if options.cell_timeout < 1:
+        parser.error("--cell-timeout is a number of seconds, at least 1")
     if options.publish and options.only:
         parser.error("--publish measures the whole course: leave --only out")
-    return run_course(root, root / "build", only=options.only, publishing=options.publish)
+    return run_course(root, root / "build", only=options.only, publishing=options.publish,
+                      cell_timeout=options.cell_timeout)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import exp
 from typing import TYPE_CHECKING, Any
 
+from problama_utils.errors import CourseError
 from problama_utils.evidence import (
     ALL_EQUAL,
     BRIEF,
@@ -231,11 +232,19 @@ def find_causes(log: pd.DataFrame, settings: Any = None, *, chance: float | None
 
     Returns:
         The first cause as `verdict`, all of them as `findings`; never raises on the contents of a log.
+
+    Raises:
+        CourseError: `settings` or `chance` are no such thing.
     """
     import numpy as np
 
-    plain = settings if isinstance(settings, Mapping) else vars(settings) if settings is not None else {}
-    run = Evidence(numbers_only(log), plain, chance)
+    plain = settings if isinstance(settings, Mapping) else getattr(settings, "__dict__", None)
+    if settings is not None and plain is None:
+        raise CourseError(f"The settings of a run are a GRPOSettings or a mapping, not {type(settings).__name__}; "
+                          "leave them out to diagnose the log alone.")
+    if chance is not None and not (isinstance(chance, int | float) and 0 <= chance <= 1):
+        raise CourseError(f"chance is a share of answers between 0 and 1, such as 0.5 for two options, not {chance!r}.")
+    run = Evidence(numbers_only(log), plain or {}, chance)
     findings, skipped = [], []
     with np.errstate(all="ignore"):
         for check in CHECKS:
@@ -255,6 +264,8 @@ def _verdict(run: Evidence, findings: list[Finding]) -> tuple[str, str]:
     told = f"total reward {reward} (thirds of {steps} steps, ± {STANDARD_ERRORS * reward.error:.2g})"
     if findings:
         return findings[0].cause, told
+    if not steps:
+        return "too short to tell", "the log has no reward of any step: a GRPO log has a column 'reward'."
     if steps < TREND_STEPS:
         return "too short to tell", f"{steps} steps with a reward; a trend needs {TREND_STEPS}."
     if reward.risen:

@@ -70,7 +70,9 @@ class Evidence:
     def setting(self, name: str, default: float) -> float:
         """Return a number from the settings; the default where it is unknown or no number."""
         value = self.settings.get(name)
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else default
+        if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > 1e300:
+            return default
+        return float(value)
 
     def thirds(self, metric: str) -> tuple[pd.Series, pd.Series]:
         """Return the first and the last third of a metric, of at least 3 steps where there are as many."""

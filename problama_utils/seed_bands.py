@@ -6,6 +6,7 @@ wider, and it says nothing about other set-ups.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ import numpy as np
 
 from problama_utils.config import course_root
 from problama_utils.errors import CourseError
-from problama_utils.monitoring import CEILINGS, SLIDE_CURVES, smooth
+from problama_utils.monitoring import ceiling, column, label_curve, smooth
 from problama_utils.run_folder import LOG_FILE
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ def shipped_runs(task: str) -> list[Path]:
     Raises:
         CourseError: there are none.
     """
-    found = [path.parent for path in (course_root() / "assets" / "runs").glob(f"{task}-*/{LOG_FILE}")]
+    runs = (course_root() / "assets" / "runs").glob(f"*/{LOG_FILE}")
+    found = [path.parent for path in runs if re.fullmatch(re.escape(task) + r"-[0-9]+", path.parent.name)]
     if not found:
         raise CourseError(f"No runs of {task!r} in assets/runs: `python benchmarks/learning.py --remake assets/runs` "
                           "makes them.")
@@ -45,7 +47,7 @@ def band(curves: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
         `(mean, half_width)`, each of N values; half_width = 2 · s / √S with the unbiased deviation s.
 
     Raises:
-        CourseError: fewer than two curves, or of different lengths.
+        CourseError: fewer than two curves, of different lengths, or not of numbers.
 
     >>> mean, half = band([[0.0, 1.0], [2.0, 1.0]])
     >>> mean.tolist(), half.tolist()
@@ -55,22 +57,30 @@ def band(curves: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
     if len(curves) < 2 or len(lengths) != 1:
         raise CourseError(f"A band needs at least two curves of one length; these are {len(curves)}, with "
                           f"{', '.join(map(str, sorted(lengths)))} steps.")
-    values = np.array(curves, dtype=float)
+    try:
+        values = np.array([list(curve) for curve in curves], dtype=float)
+    except (TypeError, ValueError) as error:
+        raise CourseError(f"A band needs curves of plain numbers ({error}): give a list of numbers per seed.") from None
     return values.mean(0), 2 * values.std(0, ddof=1) / np.sqrt(len(values))
 
 
 def draw_band(ax: Axes, logs: Sequence[pd.DataFrame], metric: str, *, window: int = 5, title: str = "",
               unit: str = "reward") -> None:
-    """Draw one metric over the global step for several seeds: each smoothed run thin, mean and band on top."""
-    curves = [smooth(log[metric], window) for log in logs]
+    """Draw one metric over the global step for several seeds: each smoothed run thin, mean and band on top.
+
+    Raises:
+        CourseError: a log lacks the metric, or the logs have different steps, which a mean per step cannot mix.
+    """
+    curves = [smooth(column(log, metric), window) for log in logs]
+    for number, curve in enumerate(curves[1:], start=2):
+        if list(curve.index) != list(curves[0].index):
+            raise CourseError(f"Log {number} has {metric!r} at {len(curve)} steps, up to {curve.index[-1]}, log 1 at "
+                              f"{len(curves[0])}, up to {curves[0].index[-1]}: a band needs runs of the same steps.")
+    mean, half = band([curve.to_list() for curve in curves])
     for curve in curves:
         ax.plot(curve.index, curve, color="0.65", linewidth=0.8)
-    mean, half = band([curve.to_list() for curve in curves])
     ax.plot(curves[0].index, mean, color="black", label=f"mean of {len(curves)} seeds")
     ax.fill_between(curves[0].index, mean - half, mean + half, color="0.8", hatch="///", edgecolor="0.6", linewidth=0,
                     label="± 2 standard errors", alpha=0.6)
-    ax.set(title=title or SLIDE_CURVES.get(metric, metric), xlabel="global step", ylabel=unit)
-    ax.grid(alpha=0.3)
-    if metric in CEILINGS:
-        ax.axhline(CEILINGS[metric], linestyle=":", color="black", linewidth=1)
-        ax.set_ylim(-0.04 * CEILINGS[metric], 1.08 * CEILINGS[metric])
+    ceilings = {ceiling(log, metric) for log in logs}
+    label_curve(ax, metric, ceilings.pop() if len(ceilings) == 1 else None, title=title, unit=unit)

@@ -32,6 +32,44 @@ def test_a_drawn_band_has_axes_legend_and_every_seed():
     plt.close("all")
 
 
+@pytest.mark.parametrize("curves", [[["a"], ["b"]], [[1.0], [object()]], [[[1.0]], [[1.0, 2.0]]], [["1,5"], [2.0]]])
+def test_a_band_of_what_is_no_number_is_refused(curves):
+    with pytest.raises(CourseError, match="plain numbers|one length"):
+        band(curves)
+
+
+@pytest.mark.parametrize(("logs", "metric", "words"), [
+    ([pd.DataFrame({"reward": [1.0, 2.0]}, index=[1, 2]), pd.DataFrame({"reward": [1.0, 2.0]}, index=[2, 3])],
+     "reward", "the same steps"),
+    ([pd.DataFrame({"reward": [1.0, 2.0]}), pd.DataFrame({"reward": [1.0]})], "reward", "the same steps"),
+    ([pd.DataFrame({"reward": [1.0]})], "reward", "at least two"), ([], "reward", "at least two"),
+    ([pd.DataFrame({"reward": [1.0]})] * 2, "kl", "has no 'kl'"),
+    ([pd.DataFrame({"reward": [1.0]}), pd.DataFrame({"loss": [1.0]})], "reward", "it has loss"),
+    ([pd.DataFrame({"reward": [1.0]}), pd.DataFrame({"reward": ["x"]})], "reward", "'x' in row 1"),
+    ([pd.DataFrame({"reward": [1.0]}), "runs/riddles-2"], "reward", "read_log"),
+])  # fmt: skip
+def test_logs_that_have_no_common_band_are_refused_and_nothing_is_drawn(logs, metric, words):
+    import matplotlib.pyplot as plt
+
+    _, ax = plt.subplots()
+    with pytest.raises(CourseError, match=words):
+        draw_band(ax, logs, metric)
+    assert not ax.lines
+    plt.close("all")
+
+
+def test_shipped_runs_are_those_that_a_seed_names(tmp_path, monkeypatch):
+    names = ["riddles-10", "riddles-2", "riddles-best", "riddles-2-old", "riddles-", "riddles-x-3", "piqa-1"]
+    for name in names:
+        (tmp_path / "assets" / "runs" / name).mkdir(parents=True)
+        (tmp_path / "assets" / "runs" / name / "log.csv").write_text("step,reward\n1,2\n")
+    monkeypatch.setattr("problama_utils.seed_bands.course_root", lambda: tmp_path)
+    assert [folder.name for folder in shipped_runs("riddles")] == ["riddles-2", "riddles-10"]
+    for task in ("*", "[rp]iddles", "", "riddles-x-3"):
+        with pytest.raises(CourseError, match="No runs of"):
+            shipped_runs(task)
+
+
 def test_every_task_ships_at_least_four_seeds_of_one_set_up():
     from problama_utils.monitoring import read_run
 

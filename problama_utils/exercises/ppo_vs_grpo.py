@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from problama_utils.exercises.checking import Case, CheckResult, check_function, difference
+from problama_utils.exercises.checking import Case, CheckResult, check_function, difference, run_apart
 
 
 def check_group_advantages(answer: Callable | None) -> CheckResult:
@@ -142,20 +142,24 @@ def _loss_case(name: str, hint: str, arguments: tuple) -> Case:
 
     from problama_utils.losses import grpo_loss
 
-    logprobs, old, ref, advantages, mask, beta, epsilon = arguments
-    loss = grpo_loss(logprobs, old, advantages, mask, ref_logprobs=ref, beta=beta, clip_low=epsilon)
-    (gradient,) = torch.autograd.grad(loss, logprobs)
-    loss = loss.detach()
-
     def judge(value: Any, args: tuple) -> str | None:
+        mine, raised = None, ""
+        if type(value) is torch.Tensor and value.requires_grad and value.numel() == 1:
+            # A backward pass may run a learner's code, so it comes before anything is known here.
+            gradients, raised = run_apart(torch.autograd.grad, value, args[0], allow_unused=True)
+            mine = gradients[0] if gradients else None
+        logprobs, old, ref, advantages, mask, beta, epsilon = arguments
+        loss = grpo_loss(logprobs, old, advantages, mask, ref_logprobs=ref, beta=beta, clip_low=epsilon)
         wrong = difference(value, loss)
         if wrong:
             return f"the loss is off: {wrong}"
-        if not getattr(value, "requires_grad", False):
+        if type(value) is not torch.Tensor or not value.requires_grad:
             return "the loss has no gradient; compute it from logprobs with torch operations"
-        (mine,) = torch.autograd.grad(value, args[0], allow_unused=True)
+        if raised:
+            return f"the backward pass of your loss stopped with {raised}"
         if mine is None:
             return "the loss does not depend on logprobs"
+        (gradient,) = torch.autograd.grad(loss, logprobs)
         wrong = difference(mine, gradient)
         return f"the value is right, but its gradient is off: {wrong}" if wrong else None
 
