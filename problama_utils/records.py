@@ -196,10 +196,10 @@ def _lines(rows: Iterable[Sequence[str]]) -> bytes:
 
 
 def unescaped(text: str) -> str:
-    """Return a text of a record as it was before it was written on one line.
+    r"""Return a text of a record as it was before it was written on one line.
 
-    >>> unescaped("a\\\\nb\\nc")
-    'a\\\\nb\\nc'
+    >>> unescaped(r"a\nb"), unescaped(r"a\\nb")
+    ('a\nb', 'a\\nb')
     """
     return re.sub(r"\\([\\nr])", lambda found: {"n": "\n", "r": "\r"}.get(found[1], found[1]), text)
 

@@ -74,7 +74,8 @@ def test_a_missing_list_of_aliases_or_labels_in_one_row_is_an_empty_one():
     ("bulb B", ["both", "bulb B"], 0.0), ("B: bulb A", ["both", "bulb A"], 2.0), ("B: bulb A", None, 0.0),
     ("B", ["A and B", "B and C"], 2.0),
     ("the one with wire B", ["wire A", "the one with wire B"], 0.0),
-    ("move it from A to B", ["drop it", "move it from A to B"], 0.0), ("B) from A to B", ["drop it", "from A to B"], 2.0),
+    ("move it from A to B", ["drop it", "move it from A to B"], 0.0),
+    ("B) from A to B", ["drop it", "from A to B"], 2.0),
 ])
 def test_a_letter_of_a_known_options_text_is_not_paid_and_hides_no_choice(said, choices, paid):
     batch = {"completions": [f"<answer>{said}</answer>"], "answer": ["B"], "labels": [["A", "B"]]}
