@@ -27,14 +27,17 @@ _SENTENCE_END = re.compile(r"[!?]|\.(?!\d|\w\.)")
 
 # What stands before a riddle's answer and is no part of it, in words without marks ("it's" is "it s"). Certainty may
 # stand there, doubt and denial may not: "not", "maybe", "could be" and "like" stay and make the answer a wrong one.
-_BE = r"(?:am|is|are|was|were|be|must be|should be|would be|will be|ll be|d be|has to be|have to be|had to be|s|m|re)"
+_BE = (r"(?:am|is|are|was|were|be|must be|should be|would be|will be|ll be|d be|has to be|have to be|had to be"
+       r"|can only be|(?:(?:s|ve|has|have) )?(?:gotta|got to) be|s|m|re)")
 _WHO = r"(?:i|you|we|they|he|she|it|this|that|these|those|here|there)"
 _LEAD_IN = re.compile(
-    rf"(?:(?:a|an|the|its|my|your|our|their|his|her"
+    rf"(?:(?:a|an|the|some|its|my|your|our|their|his|her"
     rf"|(?:what|who) (?:am i|are we|are you|are they|are these|are those|is it|is this|is that|is he|is she)"
-    rf"|{_WHO} (?:all |both )?{_BE}(?: (?:surely|clearly|certainly|definitely|obviously|simply|just|of course))?"
+    rf"|{_WHO} (?:all |both )?{_BE}"
+    r"(?: (?:surely|clearly|certainly|definitely|obviously|simply|just|both|all|of course))?"
     rf"|im|youre|theyre|thats|hes|shes|i (?:think|believe|guess|say|would say|d say)(?: that)?"
     rf"|(?:(?:my|the|your|our) )?(?:final |correct |right )?(?:answer|guess|solution) (?:is|was|must be|would be)) )+")
+
 
 class Verdict(Enum):
     """What a judge can say of a completion. `UNJUDGED` is not `WRONG`: no single answer could be read."""
