@@ -1,6 +1,7 @@
 """Measure every policy on ARC-Challenge and on the kit's own science questions, and keep a record of each question.
 
     python -m problama_utils.arc_study --data ../shared/data --adapters runs --out assets/results/arc
+    python -m problama_utils.arc_study --regrade assets/results/arc   # the reader has changed: read again what is kept
 
 Policies are the base model and every adapter found under the folders named. Each is asked all questions zero-shot, with
 and without the system prompt, and answers in both ways of `evaluation`. The study may be killed at any time: the same
@@ -29,14 +30,16 @@ from problama_utils.adapters import CONFIG as ADAPTER_CONFIG
 from problama_utils.adapters import read_config
 from problama_utils.config import Profile, detect_profile
 from problama_utils.errors import CourseError
-from problama_utils.evaluation import MAX_NEW_TOKENS, lettered, science_prompts, score_questions
+from problama_utils.evaluation import MAX_NEW_TOKENS, lettered, read_letters, science_prompts, score_questions
+from problama_utils.letters import LETTERS
 from problama_utils.machine import cores
 from problama_utils.problems import fingerprint, load_science
-from problama_utils.records import RecordFile, read_records
+from problama_utils.records import RecordFile, read_records, unescaped
 from problama_utils.run_folder import ADAPTER_FOLDER, RUN_FILE
 
 SUMMARY = "summary.json"
 QUESTIONS_AT_ONCE = 96
+WITHHELD = "…"
 KEPT_CHARACTERS = 60  # of a completion to one of our own questions
 _FORM = re.compile(r"(?:</?answer>|[\s().:\[\]\"'*]|(?<![A-Za-z])[A-H](?![A-Za-z]))*", re.IGNORECASE)
 
@@ -133,7 +136,50 @@ def shareable(completion: str, own: bool) -> str:
     """
     if own:
         return completion[:KEPT_CHARACTERS]
-    return completion if len(completion) <= KEPT_CHARACTERS and _FORM.fullmatch(completion) else "…"
+    return completion if len(completion) <= KEPT_CHARACTERS and _FORM.fullmatch(completion) else WITHHELD
+
+
+def regrade(folder: Path) -> dict[str, dict[str, int]]:
+    """Read `strict` and `lenient` again, with today's reader, from the completions that a study has kept.
+
+    A completion that was withheld, or is as long as what is kept of one, may have gone on: its row stays as it is. So
+    does a question of ours that has changed since. Nothing is written before every file has been read.
+
+    Returns:
+        By file name: `rows`, `kept` (could not be read again), `changed`, and `unread` leniently `before` and `after`.
+
+    Raises:
+        CourseError: the folder holds no records, or a damaged file.
+    """
+    paths = sorted(folder.glob("*.csv"))
+    if not paths:
+        raise CourseError(f"There are no records in {folder.name!r} to grade again: name the folder of a study, such "
+                          "as assets/results/arc.")
+    own = {row["id"]: lettered(row) for row in load_science("test", source="embedded")}
+    files = [(file, file.rows()) for file in map(RecordFile, paths)]
+    counts = {}
+    for file, before in files:
+        after = [_regraded(row, own if file.path.stem.startswith("own_") else None) for row in before]
+        changed = sum(new is not None and new != old for old, new in zip(before, after, strict=True))
+        rows = [new or old for old, new in zip(before, after, strict=True)]
+        counts[file.path.name] = {"rows": len(rows), "kept": after.count(None), "changed": changed,
+                                  "before": sum(not row["lenient"] for row in before),
+                                  "after": sum(not row["lenient"] for row in rows)}
+        if changed:
+            file.replace(rows)
+    return counts
+
+
+def _regraded(row: dict[str, str], own: Mapping[str, Mapping[str, Any]] | None) -> dict[str, str] | None:
+    """Return a record with its letters read again, None where that cannot be done."""
+    completion, size = unescaped(row["completion"]), len(row["scores"].split())
+    if completion == WITHHELD or len(completion) >= KEPT_CHARACTERS:
+        return None
+    question = {"answer": row["right"], "choices": [""] * size} if own is None else own.get(row["id"])
+    if question is None or question["answer"] != row["right"] or len(question["choices"]) != size:
+        return None
+    letters = read_letters(completion, LETTERS[:size], question["choices"])
+    return {**row, **{name: letter or "" for name, letter in letters.items()}}
 
 
 def measure(
@@ -226,6 +272,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from problama_utils.models import compute_dtype, model_source
 
     options = _parser().parse_args(arguments)
+    if options.regrade:
+        for name, found in regrade(options.regrade).items():
+            print("{0}: {rows} rows, {changed} changed, {kept} kept as they were (their completion is not stored "
+                  "whole); unread {before} -> {after}".format(name, **found))
+        return 0
     loaded = {"own": load_science("test", source="embedded")}
     if options.data:
         loaded["arc"] = load_science("test", source=options.data)
@@ -259,6 +310,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("assets/results/arc"), help="folder of the record files")
     parser.add_argument("--base", default="", help='"embedded", a hub id or a model folder; default: the profile\'s')
     parser.add_argument("--limit", type=int, default=0, help="the first questions of each data set only; 0 = all")
+    parser.add_argument("--regrade", type=Path, metavar="FOLDER", help="measure nothing: read the letters of a study's "
+                                                                       "records again from the completions it kept")
     return parser
 
 

@@ -21,6 +21,7 @@ from problama_utils import prompts
 from problama_utils.answers import Verdict, grade, grade_letter, lenient_answer, read_letter, strict_answer
 from problama_utils.completions import Chat, complete, render
 from problama_utils.errors import CourseError
+from problama_utils.letters import LETTERS
 from problama_utils.likelihood import likeliest, normalised, text_log_likelihoods
 from problama_utils.records import prompt_hash
 from problama_utils.uncertainty import wilson_interval
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
     from problama_utils.decoding_weights import DecodingWeights
 
-LETTERS = "ABCDEFGH"
 MAX_NEW_TOKENS = 12  # "<answer>B</answer>" and its end take 8
 
 
@@ -115,11 +115,21 @@ def score_questions(
         labels = row["labels"]
         records.append({
             "policy": policy, "system": system, "id": row["id"], "prompt_hash": digest, "right": row["answer"],
-            "strict": read_letter(strict_answer(text), labels), "lenient": read_letter(lenient_answer(text), labels),
+            **read_letters(text, labels, row["choices"]),
             "chosen": labels[likeliest(scores)], "chosen_norm": labels[likeliest(normalised(scores, row["choices"]))],
             "scores": scores, "completion": text,
         })  # fmt: skip
     return records
+
+
+def read_letters(text: str, labels: Sequence[str], choices: Sequence[str]) -> dict[str, str | None]:
+    """Return the letters read strictly and leniently of a completion, None where none could be.
+
+    >>> read_letters("It has vitamin B.\\nA", "AB", ["salt", "vitamin B"])
+    {'strict': None, 'lenient': 'A'}
+    """
+    read = {"strict": strict_answer(text), "lenient": lenient_answer(text, choices)}
+    return {name: read_letter(answer, labels, choices) for name, answer in read.items()}
 
 
 def score_science(
@@ -142,7 +152,7 @@ def score_science(
 
     def read(row: Mapping[str, Any], text: str) -> dict[str, Any]:
         return {"system": system, "id": row["id"], "prompt_hash": hashes[row["id"]], "completion": text,
-                "right": row["answer"], **_letter_verdicts(text, row["answer"], row["labels"])}
+                "right": row["answer"], **_letter_verdicts(text, row["answer"], row["labels"], row["choices"])}
 
     return _answered(model, tokenizer, rows, [chat for chat, _ in asked], read, policy, max_new_tokens=max_new_tokens)
 
@@ -184,9 +194,10 @@ def score_physical(
     """
 
     def read(row: Mapping[str, Any], text: str) -> dict[str, Any]:
-        right, labels = prompts.piqa_letter(row), ("A", "B")
+        right, labels, choices = prompts.piqa_letter(row), ("A", "B"), (row["sol1"], row["sol2"])
         return {"id": row["id"], "goal": row["goal"], "answer": right, "completion": text,
-                "letter": read_letter(strict_answer(text), labels), **_letter_verdicts(text, right, labels)}
+                "letter": read_letter(strict_answer(text), labels, choices),
+                **_letter_verdicts(text, right, labels, choices)}
 
     rows = list(questions)
     chats = [prompts.piqa_messages(row, few_shot=few_shot) for row in rows]
@@ -247,9 +258,9 @@ def _answered(
     return pd.DataFrame([{"policy": policy, **read(row, text)} for row, text in zip(rows, texts, strict=True)])
 
 
-def _letter_verdicts(text: str, right: str, labels: Sequence[str]) -> dict[str, Any]:
-    strict = grade_letter(strict_answer(text), right, labels)
-    lenient = grade_letter(lenient_answer(text), right, labels)
+def _letter_verdicts(text: str, right: str, labels: Sequence[str], choices: Sequence[str]) -> dict[str, Any]:
+    strict = grade_letter(strict_answer(text), right, labels, choices)
+    lenient = grade_letter(lenient_answer(text, choices), right, labels, choices)
     return {"strict": strict.value, "lenient": lenient.value,
             "correct_strict": strict is Verdict.RIGHT, "correct_lenient": lenient is Verdict.RIGHT}
 

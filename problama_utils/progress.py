@@ -43,7 +43,7 @@ def heldout_counts(
 
 def verdicts(problems: Dataset, completions: Sequence[str]) -> list[str]:
     """Return "right", "wrong" or "unjudged" for each completion, strictly read, of a dataset of `training_data`."""
-    return [judge(strict_answer(text), row["answer"], row.get("aliases"), row.get("labels")).value
+    return [judge(strict_answer(text), row["answer"], *map(row.get, ("aliases", "labels", "choices"))).value
             for row, text in zip(problems, completions, strict=True)]
 
 
@@ -107,7 +107,8 @@ class RunWriter(TrainerCallback):
 
 def _with_rewards(completions: Sequence[Any], columns: dict[str, list[Any]]) -> list[dict[str, Any]]:
     """Return one record per completion: problem, text, each reward under its function's name, their total."""
-    columns = {name: values for name, values in columns.items() if name in ("id", "answer", "aliases", "labels")}
+    wanted = ("id", "answer", "aliases", "labels", "choices")
+    columns = {name: values for name, values in columns.items() if name in wanted}
     ids = columns.pop("id", [""] * len(completions))
     paid = {function.__name__: function(completions=completions, **columns) for function in SLIDE_REWARDS}
     return [{"id": name, "completion": completion_text(completions[i]), **{key: paid[key][i] for key in paid},

@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ class RecordFile:
         if not self.path.exists():
             self._write(_lines([self.columns]), "wb")
             return
-        for row in self._sound_rows():
+        for row in self.rows():
             self.hashes[tuple(row[name] for name in KEY)] = row["prompt_hash"]
 
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
@@ -85,8 +86,8 @@ class RecordFile:
             file.flush()
             os.fsync(file.fileno())
 
-    def _sound_rows(self) -> list[dict[str, str]]:
-        """Return the rows that are there; a damaged last line is dropped from the file."""
+    def rows(self) -> list[dict[str, str]]:
+        """Return the rows that are there, as they stand in the file; a damaged last line is dropped from it."""
         content, header = self.path.read_bytes(), ",".join(self.columns).encode()
         if header.startswith(content):  # killed before even the header was whole
             content = header + b"\n"
@@ -107,11 +108,15 @@ class RecordFile:
             else:
                 rows.append(row)
         if tail:
-            part = self.path.with_name(self.path.name + ".part")
-            part.write_bytes(_lines([self.columns, *([row[name] for name in self.columns] for row in rows)]))
-            os.replace(part, self.path)
+            self.replace(rows)
             print(f"The last line of {self.path.name} was cut off; it is dropped and measured again.", file=sys.stderr)
         return rows
+
+    def replace(self, rows: Iterable[Mapping[str, str]]) -> None:
+        """Write these rows, as `rows` returns them, in place of the file: all of them, or nothing at all."""
+        part = self.path.with_name(self.path.name + ".part")
+        part.write_bytes(_lines([self.columns, *([row[name] for name in self.columns] for row in rows)]))
+        os.replace(part, self.path)
 
 
 def read_records(places: str | Path | Iterable[str | Path]) -> pd.DataFrame:
@@ -188,6 +193,15 @@ def _lines(rows: Iterable[Sequence[str]]) -> bytes:
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(rows)
     return buffer.getvalue().encode()
+
+
+def unescaped(text: str) -> str:
+    r"""Return a text of a record as it was before it was written on one line.
+
+    >>> unescaped(r"a\nb"), unescaped(r"a\\nb")
+    ('a\nb', 'a\\nb')
+    """
+    return re.sub(r"\\([\\nr])", lambda found: {"n": "\n", "r": "\r"}.get(found[1], found[1]), text)
 
 
 def _text(value: Any) -> str:

@@ -18,7 +18,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
-from problama_utils.answers import Verdict, judge, lenient_answer, normalise, strict_answer
+from problama_utils.answers import LONGEST, Verdict, judge, lenient_answer, normalise, strict_answer
 
 Completion = str | list[dict[str, object]] | None
 RewardFunction = Callable[..., list[float | None]]
@@ -52,10 +52,12 @@ def completion_text(completion: Completion) -> str:
 def word_count(text: str) -> int:
     """Return how many words a text has, its answer tags not counted; 20 characters without a space are one word.
 
+    Only the first `LONGEST` characters are read; a longer text is no answer, and earns nothing.
+
     >>> word_count("It is <answer>a bee</answer>"), word_count("because-" * 50)
     (4, 20)
     """
-    return sum(max(1, math.ceil(len(_TAG.sub("", chunk)) / WORD_CHARACTERS)) for chunk in text.split())
+    return sum(max(1, math.ceil(len(_TAG.sub("", chunk)) / WORD_CHARACTERS)) for chunk in text[:LONGEST].split())
 
 
 def correct_answer_reward(
@@ -63,6 +65,7 @@ def correct_answer_reward(
     answer: Sequence[str],
     aliases: Sequence[Sequence[str] | None] | None = None,
     labels: Sequence[Sequence[str] | None] | None = None,
+    choices: Sequence[Sequence[str] | None] | None = None,
     **_: object,
 ) -> list[float | None]:
     """Pay 2.0 for a right answer inside the tags, else 0.0.
@@ -72,19 +75,19 @@ def correct_answer_reward(
         answer: P·G right answers: a short text, or a choice letter where `labels` is given.
         aliases: P·G lists of other answers that count as right (riddles).
         labels: P·G lists of the letters on offer (multiple choice).
+        choices: P·G lists of the options' texts in that order, where they are known: their letters are no choice.
 
     Returns:
         P·G rewards; None where a row has no answer to compare with ("cannot be judged" is not 0).
     """
-    aliases = aliases if aliases is not None else [None] * len(answer)
-    labels = labels if labels is not None else [None] * len(answer)
+    columns = (column if column is not None else [None] * len(answer) for column in (aliases, labels, choices))
     rewards: list[float | None] = []
-    for completion, right, others, letters in zip(completions, answer, aliases, labels, strict=True):
+    for completion, right, others, letters, texts in zip(completions, answer, *columns, strict=True):
         if not right:
             rewards.append(None)
             continue
         given = strict_answer(completion_text(completion))
-        verdict = judge(given, right, others, letters)
+        verdict = judge(given, right, others, letters, texts)
         rewards.append(CORRECT if verdict is Verdict.RIGHT else 0.0)
     return rewards
 

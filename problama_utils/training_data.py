@@ -37,7 +37,7 @@ def training_problems(task: str, settings: GRPOSettings, *, seed: int) -> Datase
         seed: of the choice of `settings.dataset_size` problems.
 
     Returns:
-        A dataset with `prompt` (chat messages), `answer`, and `aliases` (riddles) or `labels` (piqa). Its
+        A dataset with `prompt` (chat messages), `answer`, and `aliases` (riddles) or `labels` and `choices` (piqa). Its
         `info.description` says which source they come from.
     """
     rows = _load(task)("train", difficulty=settings.difficulty or None).shuffle(seed=seed)
@@ -74,7 +74,7 @@ def _asked(task: str, row: Mapping[str, Any], few_shot: bool) -> dict[str, Any]:
         return {"id": row["id"], "prompt": prompts.riddle_messages(row, few_shot=few_shot),
                 "answer": row["answer"], "aliases": row["aliases"]}
     return {"id": row["id"], "prompt": prompts.piqa_messages(row, few_shot=few_shot),
-            "answer": prompts.piqa_letter(row), "labels": ["A", "B"]}
+            "answer": prompts.piqa_letter(row), "labels": ["A", "B"], "choices": [row["sol1"], row["sol2"]]}
 
 
 def training_order(lengths: Sequence[int], settings: GRPOSettings, *, seed: int) -> list[int]:

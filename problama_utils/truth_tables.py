@@ -2,6 +2,7 @@
 
     READING   what is read strictly and leniently, and the verdict on a riddle whose answer is "bee"
     LETTERS   which one of A, B, C, D an answer names
+    LEAD_INS  the verdict on an answer to a riddle about a clock: what may stand before the word
     REWARDS   what a completion to that riddle earns: correct answer, short response, soft format, total
     CHOICES   the same for a question with options A and B, of which B is right
 
@@ -129,6 +130,10 @@ _READING = (
     Row("no tags", "bee", (None, "bee", "unjudged")),
     Row("announced in prose", "The answer is a bee.", (None, "a bee", "unjudged")),
     Row("announced, then prose", "Answer: bee\nIt stings.", (None, "bee", "unjudged")),
+    Row("announced, on the next line", "The answer is:\na bee", (None, "a bee", "unjudged"), once=": read leniently"),
+    Row("announced in bold", "**Answer:**\n\na bee\nIt stings.", (None, "a bee", "unjudged"), once="** read leniently"),
+    Row("announced once more and cut off", "The answer is a bee.\nThe answer", (None, "a bee", "unjudged")),
+    Row("a letter on its own line", "B\nBecause iron rusts", (None, "B", "unjudged"), once="not read leniently"),
     Row("prose without an announcement", "It stings.\nIt flies.", (None, None, "unjudged")),
     Row("never closed", "<answer>bee", (None, "bee", "unjudged")),
     Row("truncated in the closing tag", "<answer>bee</answ", (None, "bee</answ", "unjudged")),
@@ -166,14 +171,52 @@ _LETTERS = tuple(Row(why, text, (letter,), once=once) for why, text, letter, onc
     ("A in bold, as B", "**A**", "A", "not read"), ("A before a dash, as B", "A - shake it", "A", "not read"),
     ("A on its own line", "A\nIt attracts.", "A", "not read"),
     ("the article is no choice", "A magnet", None, ""), ("a letter not on offer", "E", None, ""),
-    ("no letter", "the magnet", None, ""), ("empty", "", None, ""), ("Cyrillic letters that look alike", "В", None, ""),
+    ("no letter", "the magnet", None, ""), ("empty", "", None, ""),
+    ("Cyrillic letter that looks alike", "В", "B", "not read"),
     ("10,000 characters", "word " * 2000, None, ""),
+    ("A with a verb, as B", "A is correct", "A", "not read"),
+    ("A in prose", "I think A is right", "A", "not read"),
+    ("B before a noun: read like A", "B magnet", None, "B"), ("small, with a verb", "b is right", "B", "not read"),
+    ("small capital", "ʙ", "B", "not read"), ("squared", "🅱", "B", "not read"),
+    ("a vitamin", "vitamin C", None, "C"), ("several vitamins", "vitamins A, B and C", None, ""),
+    ("a virus", "hepatitis B", None, "B"), ("a species", "E. coli", None, ""), ("a key", "C major", None, "C"),
+    ("a shirt", "T-shirt", None, ""), ("hours", "9 A.M.", None, "A"), ("places", "from point A to point B", None, "B"),
+    ("an option with a vitamin in it", "D: vitamin C", "D", "not read"), ("temperature", "40 °C", None, "C"),
 )) + tuple(_attack(why, text, (None,), once) for why, text, once in (
     ("either", "A or B", ""), ("the bank repeated", "A, B, C, D", ""), ("the bank in brackets", "A) B) C) D)", ""),
     ("letter soup", "A B", "B"), ("letter soup, twice", "A A B", "B"), ("glued", "AB", ""), ("joined", "A & B", "B"),
     ("joined by a plus", "A+B", "B"), ("joined by a bar", "A|B", "B"), ("hedged", "B or maybe A?", "B"),
     ("not A", "not A", "A"), ("not B", "not B", "B"), ("denied, short form", "It isn't B", "B"),
     ("denied, after", "B is wrong", "B"), ("neither", "neither A nor B", "B"), ("all but one", "anything but B", "B"),
+    ("either, the other small", "B or a", "B"), ("parted by bars", "B | c | d | a", "B"),
+    ("with numbers", "A1 B C2 D3", "B"), ("either, one of them Cyrillic", "B or А", "B"),
+    ("either, one of them a small capital", "B ᴀ", "B"), ("either, one of them with an accent", "B á", "B"),
+    ("glued by or", "B BorA", "B"), ("glued after one", "B ACD", "B"), ("on two lines", "B\nA", ""),
+))
+
+# Whoever speaks of the answer, and whether of one thing or several, is no part of it. Doubt and denial are.
+_LEAD_INS = tuple(Row(why, text, (verdict,), once=once) for why, text, verdict, once in (
+    ("nothing before it", "clock", "right", ""), ("article", "A clock.", "right", ""),
+    ("it", "It is a clock", "right", ""), ("you", "You are a clock", "right", "wrong"),
+    ("you, short", "You're a clock!", "right", "wrong"), ("I", "I am a clock", "right", ""),
+    ("they", "They are clocks", "right", "wrong"), ("we, short", "we're clocks", "right", "wrong"),
+    ("he", "he's a clock", "right", "wrong"), ("she", "She is a clock", "right", "wrong"),
+    ("that", "That is a clock", "right", "wrong"), ("this must be", "This must be a clock", "right", "wrong"),
+    ("these", "These are clocks", "right", "wrong"), ("those", "Those were clocks.", "right", "wrong"),
+    ("would be", "I would be a clock", "right", "wrong"), ("would, short", "It'd be a clock", "right", "wrong"),
+    ("has to be", "It has to be a clock", "right", "wrong"), ("certainty", "It is surely a clock", "right", "wrong"),
+    ("the question first", "What am I? A clock.", "right", "wrong"),
+    ("I think", "I think it's a clock", "right", "wrong"),
+    ("my answer", "My answer is: a clock", "right", "wrong"), ("in quotes", "“It’s a clock”", "right", "wrong"),
+    ("two of them", "They're both clocks", "right", "wrong"),
+    ("nothing else", "It can only be a clock", "right", "wrong"),
+    ("no apostrophe", "youre a clock", "right", "wrong"), ("whose", "your clock", "right", ""),
+    ("denied", "You are not a clock", "wrong", ""), ("denied, short", "It isn't a clock", "wrong", ""),
+    ("likened", "It is like a clock", "wrong", ""), ("doubt is a guess", "Maybe a clock", "wrong", ""),
+    ("could be anything", "It could be a clock", "wrong", ""), ("asked back", "Is it a clock?", "wrong", ""),
+    ("two answers", "It is a clock or a watch", "wrong", ""), ("something of it", "It is a clock tower", "wrong", ""),
+    ("somebody else", "My sister has a clock", "wrong", ""), ("only the lead-in", "It is a", "wrong", ""),
+    ("another thing", "You are a watch", "wrong", ""), ("two at once", "You are a clock. It is a clock.", "wrong", ""),
 ))
 
 
@@ -249,7 +292,8 @@ _CHOICES = (
 
 READING = Table("reading", ("strict", "lenient", "verdict"), _READING, read_and_grade)
 LETTERS = Table("letters", ("letter",), _LETTERS, lambda text: (read_letter(text, ("A", "B", "C", "D")),))
+LEAD_INS = Table("lead-ins", ("verdict",), _LEAD_INS, lambda text: (grade(text, ["clock", "clocks"]).value,))
 _PAID = ("correct", "short", "format", "total")
 REWARDS = Table("rewards", _PAID, _REWARDS, lambda completion: pay(completion, RIDDLE))
 CHOICES = Table("choices", _PAID, _CHOICES, lambda completion: pay(completion, CHOICE))
-TABLES = (READING, LETTERS, REWARDS, CHOICES)
+TABLES = (READING, LETTERS, LEAD_INS, REWARDS, CHOICES)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from problama_utils import arc_study, arc_table
-from problama_utils.arc_study import Policy, find_policies, measure, shareable, update_summary
+from problama_utils.arc_study import Policy, find_policies, measure, regrade, shareable, update_summary
 from problama_utils.errors import CourseError
 from problama_utils.problems import load_science
 from problama_utils.records import RecordFile, read_records
@@ -95,6 +95,52 @@ def records_of(folder, policy, strict, chosen):
     file.append({"policy": policy, "system": True, "id": f"q{n}", "prompt_hash": "h", "right": "A", "strict": s,
                  "lenient": s, "chosen": c, "chosen_norm": c, "scores": [0.0] * 4, "completion": ""}
                 for n, (s, c) in enumerate(zip(strict, chosen, strict=True)))
+
+
+def test_letters_are_read_again_from_whole_completions_and_nothing_else_changes(tmp_path, capsys):
+    row = ROWS[0]  # A: leather and the like; four choices
+    kept = [  # completion, what a reader of old had read, what is read now
+        ("B\nBecause iron rusts", "", "B"), ("vitamin C", "C", ""), ("B: it is so", "B", "B"),
+        ("B" + " so" * 40, "C", "C"),
+        ("The answer is:\\n\n\nD", "", "D"), ("<answer>b</answer>", "", "B"), ("", "", ""), ("B | a", "B", "")]
+    base = {"policy": "base", "prompt_hash": "h", "right": row["answer"], "strict": None, "chosen": "A",
+            "chosen_norm": "B", "scores": [-1.0, -2.0, -3.0, -4.0]}
+    for name, ids, own in (("own_base", [row["id"]] * 8, True), ("arc_base", ["Mercury"] * 8, False)):
+        RecordFile(tmp_path / f"{name}.csv").append(
+            {**base, "system": bool(place % 2), "id": ids[place], "lenient": old, "completion": shareable(said, own)}
+            for place, (said, old, _) in enumerate(kept))
+    before = {name: (tmp_path / f"{name}_base.csv").read_text().splitlines() for name in ("own", "arc")}
+    assert arc_study.main(["--regrade", str(tmp_path)]) == 0
+    assert "own_base.csv: 8 rows, 5 changed, 1 kept" in capsys.readouterr().out
+    rows = RecordFile(tmp_path / "own_base.csv").rows()
+    assert [found["lenient"] for found in rows] == [now for *_, now in kept]
+    assert [found["strict"] for found in rows] == ["", "", "", "", "", "B", "", ""]
+    arc = RecordFile(tmp_path / "arc_base.csv").rows()
+    assert [found["lenient"] for found in arc] == ["", "C", "B", "C", "", "B", "", "B"], "others' texts were not kept"
+    for name, lines in before.items():
+        after = (tmp_path / f"{name}_base.csv").read_text().splitlines()
+        assert [line.split(",")[7:] for line in after] == [line.split(",")[7:] for line in lines]
+    assert sum(found["changed"] for found in regrade(tmp_path).values()) == 0, "a second time changes nothing"
+
+
+def test_the_shipped_study_is_read_with_the_reader_of_today(tmp_path):
+    import shutil
+
+    from problama_utils.config import course_root
+
+    shutil.copytree(course_root() / "assets" / "results" / "arc", tmp_path / "arc")
+    assert {name: found["changed"] for name, found in regrade(tmp_path / "arc").items() if found["changed"]} == {}
+
+
+@pytest.mark.parametrize("damage", ["nothing there", "a damaged file"])
+def test_a_study_that_cannot_be_read_again_is_left_alone(tmp_path, damage):
+    if damage == "a damaged file":
+        records_of(tmp_path, "base", "AB", "AB")
+        (tmp_path / "own_x.csv").write_text("not,a,record\n")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(CourseError, match="no records in|not a file of records"):
+        regrade(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_the_table_keeps_format_and_knowledge_apart(tmp_path, capsys):

@@ -127,6 +127,15 @@ QUESTIONS = [  # reason, question, what the policy says, expected strict letter,
     ("empty completion", ROW, "", None, None, "B"),
     ("empty tags", ROW, "<answer></answer>", None, None, "B"),
     ("a letter that is no label", ROW, "<answer>D</answer>", None, None, "B"),
+    ("a letter on a line of its own", ROW, "B\nBecause iron rusts", None, "B", "B"),
+    ("announced on the next line", ROW, "The answer is:\n\nB: aa", None, "B", "B"),
+    ("the letter A as every other", ROW, "A is correct", None, "A", "B"),
+    ("a letter of an option's text", {**ROW, "choices": ["bulb C", "bulb A", "none"]}, "bulb A", None, None, "B"),
+    ("a letter before an option's text", {**ROW, "choices": ["bulb C", "bulb A", "none"]}, "B: bulb A", None, "B", "B"),
+    ("a vitamin", ROW, "It has vitamin C.", None, None, "B"),
+    ("two letters", ROW, "<answer>B or a</answer>", None, None, "B"),
+    ("look-alikes", ROW, "<answer>\u0412</answer>", "B", "B", "B"),
+    ("two look-alikes", ROW, "<answer>\u0412 \u0410</answer>", None, None, "B"),
     ("a label of longer questions", ROW, "E", None, None, "B"),
     ("a word for an answer", ROW, "<answer>aa</answer>", None, None, "B"),
     ("a letter without tags", ROW, "B: aa", None, "B", "B"),
@@ -141,6 +150,14 @@ def test_odd_questions_and_answers_are_scored_as_their_row_says(policy, monkeypa
     record = score_questions(*policy, [row], policy="p", system=False)[0]
     assert (record["strict"], record["lenient"], record["right"]) == (strict, lenient, right)
     assert len(record["scores"]) == len(row["choices"]) and record["chosen"] in "ABCDE"[: len(row["choices"])]
+
+
+def test_both_options_of_a_pair_are_known_to_its_reader(policy, monkeypatch):
+    pair = {"id": "1", "goal": "?", "sol1": "light bulb B", "sol2": "light bulb A", "label": 1}
+    for says, letter in (("<answer>bulb B</answer>", None), ("<answer>B: light bulb A</answer>", "B")):
+        saying(monkeypatch, says)
+        row = score_physical(*policy, [pair], policy="p").iloc[0]
+        assert row.letter == letter or letter is None and row.strict == row.lenient == "unjudged"
 
 
 REFUSED = [
@@ -212,6 +229,14 @@ def test_a_damaged_file_of_an_earlier_start_stops_the_study_before_a_model_is_lo
     monkeypatch.setattr(arc_study, "open_policy", lambda *a: pytest.fail("loaded"))
     with pytest.raises(CourseError, match="not a file of records"):
         arc_study.measure(arc_study.Policy("base"), {"own": SCIENCE}, tmp_path)
+
+
+def test_examples_in_the_docstrings_run():
+    import doctest
+
+    from problama_utils import evaluation, records
+
+    assert [doctest.testmod(module).failed for module in (evaluation, records)] == [0, 0]
 
 
 def test_a_share_is_written_with_its_interval_and_n():

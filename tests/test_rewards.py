@@ -1,12 +1,15 @@
 """The three rewards: amounts, bounds, attacks that must not pay, and TRL's batch signature."""
 
 import doctest
+import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from problama_utils import rewards
+from problama_utils.config import course_root
+from problama_utils.problems import load_physical, load_riddles
 from problama_utils.rewards import (
     SLIDE_REWARDS,
     correct_answer_reward,
@@ -65,6 +68,34 @@ def test_a_turn_without_the_policys_own_text_earns_nothing(turn):
 def test_a_missing_list_of_aliases_or_labels_in_one_row_is_an_empty_one():
     batch = {"completions": ["<answer>bee</answer>", "<answer>B</answer>"], "answer": ["bee", "B"]}
     assert correct_answer_reward(**batch, aliases=[None, None], labels=[None, ["A", "B"]]) == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(("said", "choices", "paid"), [
+    ("bulb B", ["both", "bulb B"], 0.0), ("B: bulb A", ["both", "bulb A"], 2.0), ("B: bulb A", None, 0.0),
+    ("B", ["A and B", "B and C"], 2.0),
+    ("the one with wire B", ["wire A", "the one with wire B"], 0.0),
+    ("move it from A to B", ["drop it", "move it from A to B"], 0.0),
+    ("B) from A to B", ["drop it", "from A to B"], 2.0),
+])
+def test_a_letter_of_a_known_options_text_is_not_paid_and_hides_no_choice(said, choices, paid):
+    batch = {"completions": [f"<answer>{said}</answer>"], "answer": ["B"], "labels": [["A", "B"]]}
+    assert correct_answer_reward(**batch, choices=[choices]) == [paid]
+
+
+def test_completions_of_the_shipped_runs_are_paid_as_they_were():
+    rows = {row["id"]: row for load in (load_riddles, load_physical) for row in load("train", source="embedded")}
+    paid = 0
+    for path in sorted((course_root() / "assets" / "runs").rglob("completions.jsonl")):
+        for said in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+            row = rows[said["id"]]
+            problem = ({"answer": ["AB"[row["label"]]], "labels": ["AB"], "choices": [[row["sol1"], row["sol2"]]]}
+                       if "label" in row else {"answer": [row["answer"]], "aliases": [row["aliases"]]})
+            for function in SLIDE_REWARDS:
+                # A tag with a word in it has been read leniently since; it was not when that run was made.
+                if function.__name__ in said and "<answer I>" not in said["completion"]:
+                    assert function([said["completion"]], **problem) == [pytest.approx(said[function.__name__])], said
+                    paid += 1
+    assert paid > 4_000
 
 
 @given(st.lists(st.text(st.characters()), min_size=1, max_size=4))

@@ -40,8 +40,9 @@ def test_riddles_arrive_with_what_the_rewards_read_and_only_from_the_training_sp
 
 def test_piqa_answers_are_the_letter_of_the_label():
     rows = training_problems("piqa", SHORT, seed=0)
-    labels = {row["id"]: row["label"] for row in load_physical("train")}
-    assert all(row["answer"] == "AB"[labels[row["id"]]] and row["labels"] == ["A", "B"] for row in rows)
+    pairs = {row["id"]: row for row in load_physical("train")}
+    assert all(row["answer"] == "AB"[pairs[row["id"]]["label"]] and row["labels"] == ["A", "B"] for row in rows)
+    assert all(row["choices"] == [pairs[row["id"]][name] for name in ("sol1", "sol2")] for row in rows)
 
 
 def test_the_seed_decides_which_problems_are_taken():
