@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,6 +168,19 @@ class HeldOut(TrainerCallback):
             run_folder.write_table(path, rows)
         except OSError as error:
             say(f"the held-out accuracy of step {step} cannot be written ({error.strerror}).")
+
+
+class Clock(TrainerCallback):
+    """Notes in `plan.json`, at each checkpoint, how many minutes the run has taken so far."""
+
+    def __init__(self, folder: Path, started: float):
+        self.folder, self.started = folder, started  # of `time.perf_counter`
+
+    def on_save(self, args, state, control, **kwargs):
+        with suppress(OSError):  # RunWriter has said that the disk is full; the old plan still stands
+            if plan := run_folder.read_plan(self.folder):
+                plan["minutes"] = (time.perf_counter() - self.started) / 60
+                run_folder.write_json(self.folder / run_folder.PLAN_FILE, plan)
 
 
 class LiveCurve(TrainerCallback):

@@ -105,23 +105,14 @@ def rewind(folder: Path, step: int) -> None:
     write_table(folder / HELDOUT_FILE, measured)
     path, part = folder / COMPLETIONS_FILE, folder / (COMPLETIONS_FILE + ".part")
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    lines = [line for line in map(_record, text.split("\n")[:-1]) if _until(line, step)]
-    part.unlink(missing_ok=True)
-    append_lines(part, lines)
+    part.write_text("".join(f"{line}\n" for line in text.split("\n")[:-1] if _until(line, step)), encoding="utf-8")
     os.replace(part, path)
-
-
-def _record(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
 
 
 def _until(row: Any, step: int) -> bool:
     try:
-        return int(row["step"]) <= step
-    except (KeyError, TypeError, ValueError):
+        return int((json.loads(row) if isinstance(row, str) else row)["step"]) <= step
+    except (KeyError, TypeError, ValueError, RecursionError):
         return False
 
 
@@ -235,6 +226,7 @@ def _busy(folder: Path) -> str:
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
+    """Turn what a disk says into a sentence."""
     try:
         yield
     except OSError as error:

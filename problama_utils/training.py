@@ -21,7 +21,6 @@ import resource
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
@@ -144,8 +143,7 @@ def run_grpo(
         started = time.perf_counter() - 60 * minutes
         try:
             with checkpoints.stop_on_interrupt() as stop:
-                grpo = _make_trainer(name, model, tokenizer, ordered, profile, task, seed, real, stop)
-                grpo.add_callback(_clock(real, started))
+                grpo = _make_trainer(name, model, tokenizer, ordered, profile, task, seed, real, stop, started)
                 grpo.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             if grpo.state.global_step < settings.max_steps:
                 raise TrainingInterrupted(f"Stopped after step {grpo.state.global_step} of {settings.max_steps}; the "
@@ -220,7 +218,7 @@ def _fresh_policy(profile: Profile, seed: int) -> tuple[PreTrainedModel, PreTrai
 
 def _make_trainer(
     name: str, model: Any, tokenizer: Any, ordered: Dataset, profile: Profile, task: str, seed: int, folder: Path,
-    stop: checkpoints.StopRequest,
+    stop: checkpoints.StopRequest, started: float,
 ) -> GRPOTrainer:
     from transformers.trainer_callback import PrinterCallback
 
@@ -242,23 +240,11 @@ def _make_trainer(
         args=grpo_config(settings, profile, seed=seed, out=folder),
         train_dataset=ordered,
         processing_class=tokenizer,
-        callbacks=[writer, progress.HeldOut(folder, measure, settings.heldout_every), *watchers],
+        callbacks=[writer, progress.HeldOut(folder, measure, settings.heldout_every), *watchers,
+                   progress.Clock(folder, started)],
     )
     grpo.remove_callback(PrinterCallback)  # it prints every log as a dictionary; the log is on disk
     return grpo
-
-
-def _clock(folder: Path, started: float) -> Any:
-    """Return a callback that notes in `plan.json`, at each checkpoint, how many minutes the run has taken so far."""
-    from transformers import TrainerCallback
-
-    class Clock(TrainerCallback):
-        def on_save(self, args, state, control, **kwargs):
-            spent = (time.perf_counter() - started) / 60
-            with suppress(OSError):  # RunWriter has said that the disk is full; the old plan still stands
-                run_folder.write_json(folder / run_folder.PLAN_FILE, {**run_folder.read_plan(folder), "minutes": spent})
-
-    return Clock()
 
 
 def _bytes_on_disk(model: Any) -> float:
