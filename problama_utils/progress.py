@@ -84,7 +84,7 @@ class RunWriter(TrainerCallback):
     def on_log(self, args, state, control, logs=None, optimizer=None, **kwargs):
         if logs and "reward" in logs:
             self.waiting += [{"step": state.global_step, **row} for row in self.group]
-            self.bar.set_postfix(reward=f"{float(logs['reward']):.2f}")
+            self.bar.set_postfix(reward="unjudged" if logs["reward"] is None else f"{logs['reward']:.2f}")
             self.bar.update(state.global_step - self.bar.n)
             broken = self.unpayable or _not_finite(logs, optimizer)
             if broken or time.monotonic() - self.written >= SECONDS_BETWEEN_WRITES:
@@ -119,14 +119,14 @@ class RunWriter(TrainerCallback):
 def _not_finite(logs: Mapping[str, Any], optimizer: Any) -> str:
     """Return "<quantity> is <value>" for the first number of a step that is not finite, "" where all are.
 
-    A total reward of NaN is sound: no completion of the step could be judged. In fp16 the loss is scaled, and a step
+    No total reward (None, NaN) is sound: no completion of the step could be judged. In fp16 the loss is scaled, and a step
     whose gradient overflows is left out and repeated with a smaller scale, which is sound too.
     """
     skipped = bool(getattr(optimizer, "step_was_skipped", False))
-    judged = {"the loss": logs.get("loss"), "the gradient norm": None if skipped else logs.get("grad_norm"),
-              "the total reward": logs["reward"] if math.isinf(logs["reward"]) else None}
-    return next((f"{name} is {value}" for name, value in judged.items()
-                 if isinstance(value, float) and not math.isfinite(value)), "")
+    numbers = {"the loss": logs.get("loss"), "the gradient norm": None if skipped else logs.get("grad_norm"),
+               "the total reward": None if logs["reward"] != logs["reward"] else logs["reward"]}
+    return next((f"{name} is {value}" for name, value in numbers.items()
+                 if value is not None and not math.isfinite(value)), "")
 
 
 def _unpayable(name: str, paid: Sequence[Any]) -> str:
