@@ -113,8 +113,8 @@ RANGES: dict[str, tuple[float, float, object, str]] = {
     "temperature": (1e-3, 100, 0.9, "greedy groups are all alike and teach nothing"),
     "learning_rate": (1e-12, 100, 1e-4, ""),
     "warmup_steps": (0, 10**6, 2, "0 switches it off"),
-    "beta": (0, 1e6, 0.04, "0 switches it off"),
-    "epsilon": (0, 1e6, 0.2, ""),
+    "beta": (0, 10**6, 0.04, "0 switches it off"),
+    "epsilon": (0, 10**6, 0.2, ""),
     "per_device_batch_size": (0, 4096**2, 0, "0 takes all rows at once"),
     "save_every": (1, 10**6, 12, ""),
     "heldout_every": (0, 10**6, 12, "0 measures only before and after"),
@@ -180,7 +180,7 @@ def check_number(
         except (OverflowError, ValueError):  # 10**400, or an infinite number of a foreign kind
             number = None
     ok = number is not None and (whole or isfinite(number)) and least <= number <= most
-    _require(ok, name, value, rule, f"{why}{': ' if why else ''}use {good}")
+    _require(ok, name, value, rule, f"{why}{'; ' if why else ''}use {good}")
     return number
 
 

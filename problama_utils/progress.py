@@ -119,8 +119,8 @@ class RunWriter(TrainerCallback):
 def _not_finite(logs: Mapping[str, Any], optimizer: Any) -> str:
     """Return "<quantity> is <value>" for the first number of a step that is not finite, "" where all are.
 
-    No total reward (None, NaN) is sound: no completion of the step could be judged. In fp16 the loss is scaled, and a step
-    whose gradient overflows is left out and repeated with a smaller scale, which is sound too.
+    No total reward (None, NaN) is sound: no completion of the step could be judged. In fp16 the loss is scaled, and a
+    step whose gradient overflows is left out and repeated with a smaller scale, which is sound too.
     """
     skipped = bool(getattr(optimizer, "step_was_skipped", False))
     numbers = {"the loss": logs.get("loss"), "the gradient norm": None if skipped else logs.get("grad_norm"),
