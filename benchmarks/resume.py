@@ -3,6 +3,8 @@
     python benchmarks/resume.py                 five kills of a short riddle training on the embedded model
     python benchmarks/resume.py --kills 2 --seed 7
 
+And start two trainings in one folder: the second is refused in one sentence, the first ends as if nothing had been.
+
 Compared byte for byte with an uninterrupted run: log, held-out counts, completions and adapter. (`timing.csv` and the
 minutes in `run.json` are the clock's, and differ.)
 """
@@ -58,6 +60,19 @@ def wait_for_first_row(folder: Path, child: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
+def two_at_once(folder: Path, expected: dict[str, bytes]) -> bool:
+    """Start a second training in a folder that one is writing to; tell whether it is refused and the first unharmed."""
+    first = start(folder)
+    wait_for_first_row(folder, first)
+    second = start(folder)
+    refused = second.communicate()[1].strip().splitlines()[-1:]
+    finish(first)
+    same = [name for name in COMPARED if contents(folder)[name] == expected[name]]
+    print(f"two at once: the second ends with {second.returncode}, {' '.join(refused)!r}; the first has {len(same)} of "
+          f"{len(COMPARED)} files identical", flush=True)
+    return bool(second.returncode) and "Another training" in " ".join(refused) and len(same) == len(COMPARED)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=5)
@@ -91,8 +106,9 @@ def main() -> int:
             identical += len(same) == len(COMPARED)
             print(f"kill {kill}: after {rows} logged steps; {said[-1][13:] if said else 'started anew.'} "
                   f"{len(same)} of {len(COMPARED)} files identical", flush=True)
+        unharmed = two_at_once(Path(scratch) / "shared", expected)
     print(f"identical {identical}/{options.kills}")
-    return 0 if identical == options.kills else 1
+    return 0 if identical == options.kills and unharmed else 1
 
 
 if __name__ == "__main__":

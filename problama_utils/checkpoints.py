@@ -6,12 +6,13 @@ counts only once a manifest with the SHA-256 of every file stands beside them; t
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,16 +27,45 @@ def checkpoint_step(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
-def newest_whole(folder: Path) -> Path | None:
-    """Return the newest checkpoint in `folder` that is whole, or None; damaged ones are named on stderr and removed."""
-    found = sorted((path for path in folder.glob("checkpoint-*") if path.is_dir()), key=checkpoint_step, reverse=True)
+def own_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints that trainings have left in `folder`, newest first; what has other names is not ours."""
+    found = [path for path in (folder.iterdir() if folder.is_dir() else ())
+             if re.fullmatch(r"checkpoint-[1-9][0-9]*", path.name) and path.is_dir() and not path.is_symlink()]
+    return sorted(found, key=checkpoint_step, reverse=True)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints in `folder`, and the folder itself unless it holds something else."""
+    for checkpoint in own_checkpoints(folder):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def newest_whole(folder: Path, *, remove: bool = True) -> Path | None:
+    """Return the newest whole checkpoint in `folder`, or None; damaged ones are named on stderr and removed.
+
+    With `remove=False` this only looks: nothing is said and nothing removed.
+    """
+    found = own_checkpoints(folder)
     for place, checkpoint in enumerate(found):
         if not damaged_files(checkpoint):
             return checkpoint
         before = found[place + 1].name if place + 1 < len(found) else "the start"
-        say(f"{checkpoint.name} is damaged or was never finished: trying {before}.")
-        shutil.rmtree(checkpoint, ignore_errors=True)
+        if remove:
+            say(f"{checkpoint.name} is damaged or was never finished: trying {before}.")
+            shutil.rmtree(checkpoint, ignore_errors=True)
     return None
+
+
+class NotFinite(Exception):
+    """A number of a training is NaN or infinite; the message is "<quantity> is <value> at step <n>"."""
+
+
+def broken_weight(model: Any) -> str:
+    """Return the name of the first trainable weight with a value that is no finite number, "" where there is none."""
+    weights = ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
+    return next((name for name, weight in weights if not weight.isfinite().all()), "")
 
 
 def say(sentence: str) -> None:
@@ -46,20 +76,34 @@ def say(sentence: str) -> None:
 
 
 class SafeCheckpoints:
-    """Mixed into a transformers Trainer: seals what it saves, survives a full disk, loads every adapter."""
+    """Mixed into a transformers Trainer: seals what it saves, survives a full disk, loads every adapter.
+
+    Weights that are no numbers are not saved, and of the older checkpoints only those are removed that are ours:
+    transformers would also take `checkpoint-12.bak` and `checkpoint-best` for old ones.
+    """
 
     def _save_checkpoint(self: Any, *args: Any, **kwargs: Any) -> None:
         from safetensors import SafetensorError
 
         checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if name := broken_weight(self.accelerator.unwrap_model(self.model)):
+            raise NotFinite(f"the weight {name} is not finite at step {self.state.global_step}")
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(*args, **kwargs)
             write_manifest(checkpoint)
+            for old in own_checkpoints(checkpoint.parent)[limit:] if limit else ():
+                shutil.rmtree(old, ignore_errors=True)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk says
             shutil.rmtree(checkpoint, ignore_errors=True)
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             say(f"{checkpoint.name} could not be saved ({reason[:120]}): training goes on, the checkpoint before it "
                 "stays. Free some disk space.")
+        finally:
+            self.args.save_total_limit = limit
+
+    def create_model_card(self: Any, *args: Any, **kwargs: Any) -> None:
+        """Write none: TRL would put one beside the checkpoints at each save, where nobody publishes anything."""
 
     def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load every adapter of a checkpoint: transformers 5.17 takes those in subfolders, such as TRL's copy `ref`

@@ -10,10 +10,14 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, fields, is_dataclass
+from math import isfinite
+from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 from problama_utils.errors import CourseError
 
+LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
 SEVEN_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -26,6 +30,9 @@ class LoraSettings:
     target_modules: tuple[str, ...] = SEVEN_PROJECTIONS
     use_gradient_checkpointing: str | bool = "unsloth"  # False = keep activations; "unsloth" offloads them on a GPU
     random_state: int = 3407  # seed of the adapter's random half (A; B starts at 0)
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -50,19 +57,12 @@ class GRPOSettings:
     heldout_size: int = 48  # held-out problems measured, the same for every seed; 0 = all there are
 
     def __post_init__(self) -> None:
-        _require(self.num_generations >= 2, "num_generations", self.num_generations, "at least 2",
-                 "a group of one has no mean to be compared with: use 8")
-        _require(self.temperature > 0, "temperature", self.temperature, "above 0",
-                 "greedy groups are all alike and teach nothing: use 0.9")
-        for name in ("max_steps", "prompts_per_step", "max_completion_length", "learning_rate", "save_every"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0", "see the profile `cpu`")
-        for name in ("beta", "epsilon", "dataset_size", "warmup_steps", "per_device_batch_size", "heldout_every",
-                     "heldout_size"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more", "0 switches it off")
-        rows = self.per_device_batch_size
-        _require(not rows or self.completions_per_step % rows == 0, "per_device_batch_size", rows,
-                 f"a divisor of prompts_per_step · num_generations = {self.completions_per_step}",
-                 "a step must hold whole groups: use 0 for all rows at once, or one of 1, 2, 4, 8")
+        _check_fields(self)
+        rows, step = self.per_device_batch_size, self.completions_per_step
+        divisors = [str(n) for n in range(1, min(step, 64) + 1) if step % n == 0]  # TRL needs no more: a step is whole
+        _require(not rows or step % rows == 0, "per_device_batch_size", rows,
+                 f"a divisor of prompts_per_step · num_generations = {step}",
+                 f"use 0 for all rows at once, or one of {', '.join(divisors)}")
 
     @property
     def completions_per_step(self) -> int:
@@ -87,12 +87,12 @@ class Profile:
     eval_questions: int = 0  # science questions scored in notebook 06; 0 = all
 
     def __post_init__(self) -> None:
-        _require(self.backend in ("transformers", "unsloth"), "backend", self.backend, "transformers or unsloth",
-                 "use transformers on a CPU")
+        _check_fields(self)
         for task in ("riddles", "piqa"):
             budget = getattr(self, task).max_completion_length
             _require(budget < self.max_seq_length, f"{task}.max_completion_length", budget,
-                     f"below max_seq_length = {self.max_seq_length}", "leave room for the prompt")
+                     f"below max_seq_length = {self.max_seq_length}",
+                     f"leave room for the prompt: use {min(16, self.max_seq_length - 1)} or raise max_seq_length")
 
     @property
     def max_lora_rank(self) -> int:
@@ -100,9 +100,99 @@ class Profile:
         return self.lora.r
 
 
-def _require(ok: bool, name: str, value: object, rule: str, cure: str) -> None:
+# What each field may be: (least, most, a value that works, why). Checked by type for the fields that are not here.
+RANGES: dict[str, tuple[float, float, object, str]] = {
+    "r": (1, 1024, 16, ""),
+    "lora_alpha": (1, 65536, 16, ""),
+    "random_state": (0, LARGEST_SEED, 3407, ""),
+    "max_steps": (1, 10**6, 48, ""),
+    "dataset_size": (0, 10**9, 64, "0 takes all there are"),
+    "difficulty": (0, 3, 1, "0 takes every level"),
+    "prompts_per_step": (1, 4096, 4, ""),
+    "num_generations": (2, 4096, 8, "a group of one has no mean to be compared with"),
+    "max_completion_length": (1, 10**6, 16, ""),
+    "temperature": (1e-3, 100, 0.9, "greedy groups are all alike and teach nothing"),
+    "learning_rate": (1e-12, 100, 1e-4, ""),
+    "warmup_steps": (0, 10**6, 2, "0 switches it off"),
+    "beta": (0, 10**6, 0.04, "0 switches it off"),
+    "epsilon": (0, 10**6, 0.2, ""),
+    "per_device_batch_size": (0, 4096**2, 0, "0 takes all rows at once"),
+    "save_every": (1, 10**6, 12, ""),
+    "heldout_every": (0, 10**6, 12, "0 measures only before and after"),
+    "heldout_size": (0, 10**9, 48, "0 takes all there are"),
+    "max_seq_length": (2, 2**20, 512, ""),
+    "gpu_memory_utilization": (0, 1, 0.8, "0 means that there is no GPU"),
+    "eval_questions": (0, 10**9, 60, "0 takes all there are"),
+}  # fmt: skip
+CHOICES = {
+    "backend": (("transformers", "unsloth"), "use 'transformers' on a CPU"),
+    "use_gradient_checkpointing": ((True, False, "unsloth"), "use False on a CPU"),
+}  # fmt: skip
+
+
+def _check_fields(settings: Any) -> None:
+    """Check type and range of every field of settings and turn numpy's numbers into Python's, which JSON knows."""
+    for field in fields(settings):
+        checked = _checked(field.name, field.type, getattr(settings, field.name))
+        object.__setattr__(settings, field.name, checked)  # frozen for everybody else
+
+
+def _checked(name: str, kind: str, value: Any) -> Any:
+    if type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_"):
+        value = bool(value)
+    if kind in ("int", "float"):
+        return check_number(name, value, *RANGES[name], whole=kind == "int")
+    if name in CHOICES:
+        allowed, cure = CHOICES[name]
+        ok = any(value is choice or (isinstance(value, str) and value == choice) for choice in allowed)
+        _require(ok, name, value, f"one of {', '.join(map(repr, allowed))}", cure)
+    elif kind == "bool":
+        _require(isinstance(value, bool), name, value, "True or False", "use False, without quotes")
+    elif kind == "str":
+        value = os.fspath(value) if isinstance(value, os.PathLike) else value
+        _require(isinstance(value, str) and value.strip(), name, value, "a text that is not empty",
+                 "use 'embedded' for the model that comes with the course" if name == "model_name" else "use 'mine'")
+    elif kind.startswith("tuple"):
+        listed = isinstance(value, tuple | list) and value and all(isinstance(part, str) and part for part in value)
+        _require(listed, name, value, "a tuple of module names", f"use {SEVEN_PROJECTIONS[:1]!r}, or leave it out")
+        value = tuple(value)
+    else:
+        _require(isinstance(value, globals()[kind]), name, value, f"{kind} settings",
+                 f"take a profile's own and change them, as in dataclasses.replace(profile.{name}, …)")
+    return value
+
+
+def check_number(
+    name: str, value: Any, least: float, most: float, good: object, why: str = "", *, whole: bool = True
+) -> int | float:
+    """Return a setting as a Python number; "3407", True, 7.0 for a whole one, NaN and None are none.
+
+    Raises:
+        CourseError: it is no number, or outside its range; `good` is named as a value that works.
+
+    >>> check_number("seed", 7, 0, LARGEST_SEED, 3407)
+    7
+    """
+    rule = f"a {'whole number' if whole else 'number'} from {least:,} to {most:,}"
+    number = None
+    if isinstance(value, Integral if whole else Real) and not isinstance(value, bool):
+        try:
+            number = int(value) if whole else float(value)
+        except (OverflowError, ValueError):  # 10**400, or an infinite number of a foreign kind
+            number = None
+    ok = number is not None and (whole or isfinite(number)) and least <= number <= most
+    _require(ok, name, value, rule, f"{why}{'; ' if why else ''}use {good}")
+    return number
+
+
+def _require(ok: object, name: str, value: object, rule: str, cure: str) -> None:
     if not ok:
-        raise CourseError(f"{name} = {value!r}, but it must be {rule}: {cure}.")
+        try:
+            shown = repr(value)
+        except ValueError:  # a whole number of more than 4,300 digits
+            shown = "a number too long to show"
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        raise CourseError(f"{name} = {shown}, but it must be {rule}: {cure}.")
 
 
 def _cpu() -> Profile:

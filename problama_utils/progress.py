@@ -6,10 +6,12 @@ Nothing here changes the training: no random number is drawn and no weight is to
 from __future__ import annotations
 
 import functools
+import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ from transformers import TrainerCallback
 
 from problama_utils import monitoring, run_folder
 from problama_utils.answers import Verdict, judge, strict_answer
-from problama_utils.checkpoints import StopRequest, say
+from problama_utils.checkpoints import NotFinite, StopRequest, say
 from problama_utils.rewards import SLIDE_REWARDS, RewardFunction, completion_text
 
 if TYPE_CHECKING:
@@ -59,28 +61,37 @@ class RunWriter(TrainerCallback):
         self.waiting: list[dict[str, Any]] = []
         self.written = 0.0
         self.complained = False
+        self.unpayable = ""
 
-    def watch(self, function: RewardFunction, group: int) -> RewardFunction:
-        """Return the reward function unchanged but for keeping the first group of completions that it sees."""
+    def watch(self, function: RewardFunction, group: int = 0) -> RewardFunction:
+        """Return the reward function unchanged but for a look at what it pays, which TRL would take for unjudged where
+        it is NaN, and for keeping the first `group` of the completions that it sees."""
 
         @functools.wraps(function)
         def watched(completions: Sequence[Any], **columns: Any) -> list[float | None]:
-            self.group = _with_rewards(completions[:group], {
-                name: values[:group] for name, values in columns.items() if isinstance(values, list)})
-            return function(completions=completions, **columns)
+            if group:
+                self.group = _with_rewards(completions[:group], {
+                    name: values[:group] for name, values in columns.items() if isinstance(values, list)})
+            paid = function(completions=completions, **columns)
+            self.unpayable = self.unpayable or _unpayable(function.__name__, paid)
+            return paid
 
         return watched
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.bar.update(state.global_step)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args, state, control, logs=None, optimizer=None, **kwargs):
         if logs and "reward" in logs:
             self.waiting += [{"step": state.global_step, **row} for row in self.group]
-            self.bar.set_postfix(reward=f"{float(logs['reward']):.2f}")
+            self.bar.set_postfix(reward="unjudged" if logs["reward"] is None else f"{logs['reward']:.2f}")
             self.bar.update(state.global_step - self.bar.n)
-            if time.monotonic() - self.written >= SECONDS_BETWEEN_WRITES:
+            broken = self.unpayable or _not_finite(logs, optimizer)
+            if broken or time.monotonic() - self.written >= SECONDS_BETWEEN_WRITES:
                 self._write(state)
+            if broken:  # before this step is saved or measured
+                self.bar.close()
+                raise NotFinite(f"{broken} at step {state.global_step}")
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.stop.asked:
@@ -105,6 +116,27 @@ class RunWriter(TrainerCallback):
             self.complained = True
 
 
+def _not_finite(logs: Mapping[str, Any], optimizer: Any) -> str:
+    """Return "<quantity> is <value>" for the first number of a step that is not finite, "" where all are.
+
+    No total reward (None, NaN) is sound: no completion of the step could be judged. In fp16 the loss is scaled, and a
+    step whose gradient overflows is left out and repeated with a smaller scale, which is sound too.
+    """
+    skipped = bool(getattr(optimizer, "step_was_skipped", False))
+    numbers = {"the loss": logs.get("loss"), "the gradient norm": None if skipped else logs.get("grad_norm"),
+               "the total reward": None if logs["reward"] != logs["reward"] else logs["reward"]}
+    return next((f"{name} is {value}" for name, value in numbers.items()
+                 if value is not None and not math.isfinite(value)), "")
+
+
+def _unpayable(name: str, paid: Sequence[Any]) -> str:
+    """Return what is wrong with the rewards of a function; None is sound, it stands for "cannot be judged"."""
+    for place, reward in enumerate(paid, start=1):
+        if reward is not None and not math.isfinite(reward):
+            return f"the reward of {name} for completion {place} is {reward}"
+    return ""
+
+
 def _with_rewards(completions: Sequence[Any], columns: dict[str, list[Any]]) -> list[dict[str, Any]]:
     """Return one record per completion: problem, text, each reward under its function's name, their total."""
     wanted = ("id", "answer", "aliases", "labels", "choices")
@@ -125,8 +157,9 @@ class HeldOut(TrainerCallback):
         if state.global_step == 0:
             self._record(0, model)
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        if state.global_step >= state.max_steps or (self.every and state.global_step % self.every == 0):
+    def on_log(self, args, state, control, logs=None, model=None, **kwargs):  # after RunWriter's look at the numbers
+        due = state.global_step >= state.max_steps or (self.every and state.global_step % self.every == 0)
+        if due and logs and "reward" in logs:  # TRL's closing summary has none
             self._record(state.global_step, model)
 
     def _record(self, step: int, model: Any) -> None:
@@ -136,6 +169,19 @@ class HeldOut(TrainerCallback):
             run_folder.write_table(path, rows)
         except OSError as error:
             say(f"the held-out accuracy of step {step} cannot be written ({error.strerror}).")
+
+
+class Clock(TrainerCallback):
+    """Notes in `plan.json`, at each checkpoint, how many minutes the run has taken so far."""
+
+    def __init__(self, folder: Path, started: float):
+        self.folder, self.started = folder, started  # of `time.perf_counter`
+
+    def on_save(self, args, state, control, **kwargs):
+        with suppress(OSError):  # RunWriter has said that the disk is full; the old plan still stands
+            if plan := run_folder.read_plan(self.folder):
+                plan["minutes"] = (time.perf_counter() - self.started) / 60
+                run_folder.write_json(self.folder / run_folder.PLAN_FILE, plan)
 
 
 class LiveCurve(TrainerCallback):

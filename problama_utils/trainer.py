@@ -27,8 +27,7 @@ from problama_utils.checkpoints import SafeCheckpoints
 from problama_utils.decoding_weights import DecodingWeights
 from problama_utils.llama_layers import UnsupportedModelError, llama_parts, tree_logprobs
 from problama_utils.rollouts import Sampling, sample_completions
-
-TRAINERS = ("shared-prefix", "stock")
+from problama_utils.training_checks import check_trainer
 
 # The parts of TRL that are replaced, as in 1.14.2. Where they differ the replacement could be silently wrong.
 EXPECTED_SIGNATURES = {
@@ -190,11 +189,9 @@ def trainer_class(name: str = "shared-prefix") -> type[GRPOTrainer]:
     On a CUDA machine both names give TRL's class: unsloth patches it, and shares prefixes there itself.
 
     Raises:
-        ValueError: no such trainer.
+        CourseError: no such trainer.
     """
-    if name not in TRAINERS:
-        raise ValueError(f"There is no trainer {name!r}. Choose one of: {', '.join(TRAINERS)}.")
-    return GRPOTrainer if name == "stock" or torch.cuda.is_available() else SharedPrefixGRPOTrainer
+    return GRPOTrainer if check_trainer(name) == "stock" or torch.cuda.is_available() else SharedPrefixGRPOTrainer
 
 
 def make_trainer(*args: Any, trainer: str = "shared-prefix", **kwargs: Any) -> GRPOTrainer:

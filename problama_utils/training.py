@@ -1,7 +1,8 @@
 """Train a policy with GRPO: problems → prompts → TRL's `GRPOTrainer` → a run folder.
 
 A run that was killed, interrupted or cut off goes on where its last whole checkpoint stands when the same call is made
-again; on a CPU its log and adapter end up bit for bit as if nothing had happened.
+again; on a CPU its log and adapter end up bit for bit as if nothing had happened. Everything that can be refused is
+refused before the run folder is touched, and a finished run in it stays until the new one is finished.
 
 What differs from DeepSeekMath's algorithm (arXiv:2402.03300) in the settings used here:
 
@@ -32,7 +33,14 @@ from problama_utils.errors import CourseError
 from problama_utils.models import attach_lora, compute_dtype, load_policy, model_source
 from problama_utils.problems import fingerprint
 from problama_utils.rewards import SLIDE_REWARDS
-from problama_utils.training_checks import check_budget, check_lengths, check_settings, leave_out_long, prompt_lengths
+from problama_utils.training_checks import (
+    check_budget,
+    check_call,
+    check_lengths,
+    check_settings,
+    leave_out_long,
+    prompt_lengths,
+)
 from problama_utils.training_data import TASKS, heldout_problems, task_settings, training_order, training_problems
 
 if TYPE_CHECKING:
@@ -78,6 +86,7 @@ def grpo_config(settings: GRPOSettings, profile: Profile, *, seed: int, out: Pat
         gradient_checkpointing=bool(profile.lora.use_gradient_checkpointing),
         use_vllm=profile.fast_inference,
         logging_steps=1,
+        logging_nan_inf_filter=False,  # on, a loss that is NaN would be logged as a plausible number
         save_strategy="steps",
         save_steps=settings.save_every,
         save_total_limit=checkpoints.KEPT,
@@ -110,64 +119,104 @@ def run_grpo(
         policy: `(model with its adapter, tokenizer)` that is already in memory, trained in place; None loads one.
         trainer: "stock" is TRL's own, "shared-prefix" ours for CPUs (same loss, faster); "" picks by profile.
         resume: go on with an unfinished run of the same settings found in the folder; False starts anew. A finished
-            run is replaced, an unfinished one of other settings is renamed.
-        strict: False trains what `training_checks` would refuse, to watch it fail.
+            run is kept in the folder until the new one is finished; an unfinished one of other settings is renamed.
+        strict: False trains what `training_checks` would refuse, to watch it fail. A training whose numbers stop being
+            finite then ends at that step, unfinished and without an adapter, instead of raising.
 
     Raises:
-        CourseError: unknown task, settings that cannot work, no model, no room for the adapter.
+        CourseError: unknown task, settings that cannot work, no model, no room for the adapter, another training in
+            the same folder (all of these leave the disk as it was); a loss, gradient, reward or weight that is no
+            finite number.
         TrainingInterrupted: Ctrl-C; the run is saved.
     """
+    seed, name = check_call(profile, seed=seed, policy=policy, trainer=trainer, resume=resume, strict=strict)
     settings = task_settings(task, profile)
+    folder, real = run_folder.place(runs_dir() / task if out is None else out)
     problems = training_problems(task, settings, seed=seed)
     if strict:
         check_settings(task, settings, profile, problems["prompt"])
-    folder = Path(out) if out is not None else runs_dir() / task
-    name = trainer or ("shared-prefix" if profile.backend == "transformers" else "stock")
     plan = {"task": task, "profile": asdict(profile), "seed": seed, "model": Path(model_source(profile)).name,
             "trainer": name, "data_fingerprint": fingerprint(problems)}
-    checkpoint, minutes = _prepare(folder, plan, resume)
 
     model, tokenizer = policy or _fresh_policy(profile, seed)
     problems = leave_out_long(problems, tokenizer, settings, profile.max_seq_length, "training")
     lengths = prompt_lengths(problems, tokenizer)
     longest = check_lengths(lengths, settings, profile.max_seq_length)
-    if strict and checkpoint is None:
+    if strict and not (resume and _to_go_on_from(real, plan)):
         check_budget(model, tokenizer, problems, settings)
+    run_folder.check_room(real, _bytes_on_disk(model))
     ordered = problems.select(training_order(lengths, settings, seed=seed))
-    started = time.perf_counter() - 60 * minutes
-    with checkpoints.stop_on_interrupt() as stop:
-        grpo = _make_trainer(name, model, tokenizer, ordered, profile, task, seed, folder, stop)
-        grpo.add_callback(_clock(folder, plan, started))
-        grpo.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if grpo.state.global_step < settings.max_steps:
-        raise TrainingInterrupted(f"Stopped after step {grpo.state.global_step} of {settings.max_steps}; the run is "
-                                  f"saved in {folder.name!r}. Make the same call again to go on from there.")
-    _save_adapter(grpo, folder)
-    minutes = (time.perf_counter() - started) / 60
-    run_folder.write_json(folder / run_folder.RUN_FILE, {**plan, **_run_record(problems, longest, minutes)})
-    (folder / run_folder.PLAN_FILE).unlink(missing_ok=True)
-    shutil.rmtree(folder / run_folder.CHECKPOINTS, ignore_errors=True)
+    with run_folder.locked(real):
+        checkpoint, minutes = _prepare(real, plan, resume)
+        started = time.perf_counter() - 60 * minutes
+        try:
+            with checkpoints.stop_on_interrupt() as stop:
+                grpo = _make_trainer(name, model, tokenizer, ordered, profile, task, seed, real, stop, started)
+                grpo.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if grpo.state.global_step < settings.max_steps:
+                raise TrainingInterrupted(f"Stopped after step {grpo.state.global_step} of {settings.max_steps}; the "
+                                          f"run is saved in {real.name!r}. Make the same call again to go on from "
+                                          "there.")
+            minutes = (time.perf_counter() - started) / 60
+            _save(grpo, real, {**plan, **_run_record(problems, longest, minutes)})
+        except checkpoints.NotFinite as broken:
+            sentence = _why_it_broke(broken, real, settings)
+            if strict:
+                raise CourseError(sentence) from None
+            checkpoints.say(sentence)
+        except CourseError as error:
+            raise type(error)(f"{error} {run_folder.kept(real)}".strip()) from error.__cause__
+        except BaseException:
+            if run_folder.kept(real):
+                checkpoints.say(run_folder.kept(real))
+            raise
     return folder
+
+
+def _to_go_on_from(folder: Path, plan: dict[str, Any]) -> Path | None:
+    """Return the checkpoint from which the same run would go on; only looks."""
+    before = None if run_folder.is_finished(folder) else run_folder.read_plan(folder)
+    same = before is not None and _settings_of(before) == json.loads(json.dumps(plan))
+    return checkpoints.newest_whole(folder / run_folder.CHECKPOINTS, remove=False) if same else None
+
+
+def _settings_of(plan: dict[str, Any]) -> dict[str, Any]:
+    """Return a plan without what differs from call to call."""
+    return {name: value for name, value in plan.items() if name not in ("minutes", "owner")}
 
 
 def _prepare(folder: Path, plan: dict[str, Any], resume: bool) -> tuple[Path | None, float]:
     """Make the folder ready; return the checkpoint to go on from (None: the start) and the minutes already spent."""
-    before = run_folder.read_plan(folder)
-    minutes = before.pop("minutes", 0.0) if before else 0.0
-    if before is not None and before != json.loads(json.dumps(plan)) and resume:
+    finished = run_folder.is_finished(folder)
+    before = None if finished else run_folder.read_plan(folder)
+    if before == {} or (before and resume and _settings_of(before) != json.loads(json.dumps(plan))):
         aside = run_folder.set_aside(folder)
-        checkpoints.say(f"{folder.name} held an unfinished run with other settings; it is now in {aside.name}.")
+        what = "with other settings" if before else f"whose {run_folder.PLAN_FILE} cannot be read"
+        checkpoints.say(f"{folder.name} held an unfinished run {what}; it is now in {aside.name}.")
         before = None
-    checkpoint = checkpoints.newest_whole(folder / run_folder.CHECKPOINTS) if before is not None and resume else None
+    checkpoint = checkpoints.newest_whole(folder / run_folder.CHECKPOINTS) if before and resume else None
+    owned = {**plan, "owner": run_folder.owner()}
     if checkpoint is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        run_folder.empty(folder)
-        run_folder.write_json(folder / run_folder.PLAN_FILE, plan)
+        run_folder.start(folder, owned)
+        if finished:
+            checkpoints.say(f"{run_folder.kept(folder)[:-1]} until the new one is finished.")
         return None, 0.0
-    step = checkpoints.checkpoint_step(checkpoint)
+    step, minutes = checkpoints.checkpoint_step(checkpoint), before.get("minutes")
+    minutes = float(minutes) if isinstance(minutes, int | float) and 0 <= minutes < float("inf") else 0.0
     checkpoints.say(f"going on with the unfinished run in {folder.name} after step {step}.")
-    run_folder.rewind(folder, step)
+    run_folder.go_on(folder, step, {**owned, "minutes": minutes})
     return checkpoint, minutes
+
+
+def _why_it_broke(broken: checkpoints.NotFinite, folder: Path, settings: GRPOSettings) -> str:
+    """Return what the reader is told of a training whose numbers stopped being finite."""
+    last = checkpoints.newest_whole(folder / run_folder.CHECKPOINTS, remove=False)
+    saved = f"The last good checkpoint is {str(last)!r}" if last else "No checkpoint was saved yet"
+    cure = ("correct the reward function (None stands for a completion that cannot be judged)"
+            if "reward" in str(broken) else
+            f"train anew with a lower rate, learning_rate = {max(min(settings.learning_rate / 10, 3e-4), 1e-12):.3g}")
+    return (f"The training stopped, because {broken}: no later step can be right. {saved}, and the log in "
+            f"{folder.name!r} shows the steps until then: {cure}. {run_folder.kept(folder)}").strip()
 
 
 def _fresh_policy(profile: Profile, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -177,7 +226,7 @@ def _fresh_policy(profile: Profile, seed: int) -> tuple[PreTrainedModel, PreTrai
 
 def _make_trainer(
     name: str, model: Any, tokenizer: Any, ordered: Dataset, profile: Profile, task: str, seed: int, folder: Path,
-    stop: checkpoints.StopRequest,
+    stop: checkpoints.StopRequest, started: float,
 ) -> GRPOTrainer:
     from transformers.trainer_callback import PrinterCallback
 
@@ -186,7 +235,7 @@ def _make_trainer(
 
     settings = task_settings(task, profile)
     writer = progress.RunWriter(folder, settings.max_steps, f"GRPO {task}", stop)
-    rewards = [writer.watch(SLIDE_REWARDS[0], settings.num_generations), *SLIDE_REWARDS[1:]]
+    rewards = [writer.watch(SLIDE_REWARDS[0], settings.num_generations), *map(writer.watch, SLIDE_REWARDS[1:])]
     heldout = leave_out_long(heldout_problems(task, settings), tokenizer, settings, profile.max_seq_length, "held-out")
 
     def measure(policy: Any) -> dict[str, int]:
@@ -199,35 +248,30 @@ def _make_trainer(
         args=grpo_config(settings, profile, seed=seed, out=folder),
         train_dataset=ordered,
         processing_class=tokenizer,
-        callbacks=[writer, progress.HeldOut(folder, measure, settings.heldout_every), *watchers],
+        callbacks=[writer, progress.HeldOut(folder, measure, settings.heldout_every), *watchers,
+                   progress.Clock(folder, started)],
     )
     grpo.remove_callback(PrinterCallback)  # it prints every log as a dictionary; the log is on disk
     return grpo
 
 
-def _clock(folder: Path, plan: dict[str, Any], started: float) -> Any:
-    """Return a callback that notes in `plan.json`, at each checkpoint, how many minutes the run has taken so far."""
-    from transformers import TrainerCallback
-
-    class Clock(TrainerCallback):
-        def on_save(self, args, state, control, **kwargs):
-            try:
-                spent = (time.perf_counter() - started) / 60
-                run_folder.write_json(folder / run_folder.PLAN_FILE, {**plan, "minutes": spent})
-            except OSError:  # RunWriter has said that the disk is full; the old plan still stands
-                pass
-
-    return Clock()
+def _bytes_on_disk(model: Any) -> float:
+    """Return what an adapter and one checkpoint take: in fp32 the weights thrice, and AdamW's two moments."""
+    return max(run_folder.LEAST_ROOM, 5 * 4 * sum(p.numel() for p in model.parameters() if p.requires_grad))
 
 
-def _save_adapter(grpo: GRPOTrainer, folder: Path) -> None:
-    """Save the policy's adapter, and not TRL's copy of the reference, in one step."""
+def _save(grpo: GRPOTrainer, folder: Path, record: dict[str, Any]) -> None:
+    """Save the policy's adapter, and not TRL's copy of the reference, in one step; then the run is a finished one."""
     policy = grpo.accelerator.unwrap_model(grpo.model)
+    if name := checkpoints.broken_weight(policy):
+        raise checkpoints.NotFinite(f"the weight {name} is not finite at step {grpo.state.global_step}")
     part, adapter = folder / "adapter.part", folder / run_folder.ADAPTER_FOLDER
     try:
+        shutil.rmtree(part, ignore_errors=True)
         policy.save_pretrained(str(part), selected_adapters=[policy.active_adapter], safe_serialization=True)
         shutil.rmtree(adapter, ignore_errors=True)
         os.replace(part, adapter)
+        run_folder.finish(folder, record)
     except Exception as error:  # safetensors raises its own kind for a full disk
         raise CourseError(f"The training is finished, but its adapter cannot be written to {folder.name!r} ({error}): "
                           "free some disk space and make the same call again, it goes on from the last checkpoint."

@@ -1,15 +1,15 @@
 """Refuse a training that cannot work before it costs anything: value, rule, cure.
 
-`check_settings` needs neither model nor tokenizer and runs before anything is downloaded, `check_lengths` needs the
-tokenizer, `check_budget` lets the base model answer a few of the problems.
+`check_call` looks at the arguments alone, `check_settings` at the problems too; both run before anything is downloaded.
+`check_lengths` needs the tokenizer, `check_budget` lets the base model answer a few of the problems.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from problama_utils.config import GRPOSettings, Profile
+from problama_utils.config import LARGEST_SEED, GRPOSettings, Profile, check_number
 from problama_utils.errors import CourseError
 from problama_utils.prompts import Message
 
@@ -17,11 +17,59 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+TRAINERS = ("shared-prefix", "stock")
 # `<answer>`, one word and `</answer>` are 7 tokens for Llama 3 and 9 for SmolLM2; nothing shorter earns the format.
 SHORTEST_ANSWER_TOKENS = 7
 BUDGET_SAMPLE = 8  # problems that the base model answers before a training
 MOST_LEFT_OUT = 0.1  # share of the problems that may be too long for the window; PIQA has 1 in 100
 BUDGET_MARGIN = 16  # tokens that it may go on beyond the budget, to see by how much it overruns
+
+
+def check_call(profile: Any, *, seed: Any, policy: Any, trainer: Any, **switches: Any) -> tuple[int, str]:
+    """Return the seed and the trainer's name of a call of `run_grpo`, after making sure that its arguments are sound.
+
+    Raises:
+        CourseError: no profile, a seed that numpy does not take, no such trainer, no pair of model and tokenizer, a
+            model without an adapter to train, a switch that is neither True nor False.
+    """
+    if not isinstance(profile, Profile):
+        raise CourseError(f"A training takes a profile, not {type(profile).__name__}: use get_profile('cpu').")
+    seed = check_number("seed", seed, 0, LARGEST_SEED, 3407)
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise CourseError(f"{name} = {value!r}, but it must be True or False: leave it out for True.")
+    name = check_trainer(trainer or ("shared-prefix" if profile.backend == "transformers" else "stock")
+                         if isinstance(trainer, str) else trainer)
+    if policy is not None:
+        model = policy[0] if isinstance(policy, tuple | list) and len(policy) == 2 else None
+        if model is None or not callable(getattr(policy[1], "apply_chat_template", None)):
+            raise CourseError("policy must be the pair (model, tokenizer): pass policy=(model, tokenizer), or leave it "
+                              "out to load one.")
+        if not getattr(model, "peft_config", None):
+            raise CourseError("The model in policy has no adapter that could be trained: attach one with "
+                              "attach_lora(model, profile), or leave policy out.")
+        check_weights(model)
+    return seed, name
+
+
+def check_trainer(name: Any) -> str:
+    """Return the name of a trainer.
+
+    Raises:
+        CourseError: there is none of that name; the message lists them.
+    """
+    if name not in TRAINERS:
+        raise CourseError(f"There is no trainer {name!r}. Choose one of: {', '.join(TRAINERS)}.")
+    return name
+
+
+def check_weights(model: Any) -> None:
+    """Refuse a policy whose adapter is broken: nothing that is trained on top of NaN becomes a number again."""
+    from problama_utils.checkpoints import broken_weight
+
+    if name := broken_weight(model):
+        raise CourseError(f"The policy's weight {name} holds values that are no finite numbers, so no training can "
+                          "repair it: load the model again and attach a fresh adapter.")
 
 
 def check_settings(task: str, settings: GRPOSettings, profile: Profile, chats: Sequence[Sequence[Message]]) -> None:
@@ -38,22 +86,24 @@ def check_settings(task: str, settings: GRPOSettings, profile: Profile, chats: S
             than a tenth of prompts whose words alone (a token never spans two) leave no room for the completion.
     """
     if len(chats) < settings.prompts_per_step:
+        cut = 0 < settings.dataset_size <= len(chats)  # else there are no more of them
         raise CourseError(
             f"{task}: there are {len(chats)} problems, but a step takes prompts_per_step = {settings.prompts_per_step} "
-            "different ones: raise dataset_size or lower prompts_per_step."
+            f"different ones: {'raise dataset_size or ' if cut else ''}lower prompts_per_step to {len(chats)}"
+            f"{' (with per_device_batch_size = 0)' if settings.per_device_batch_size else ''}."
         )
     if settings.max_completion_length < SHORTEST_ANSWER_TOKENS:
         raise CourseError(
             f"{task}: max_completion_length = {settings.max_completion_length}, but <answer>, one word and </answer> "
-            f"take at least {SHORTEST_ANSWER_TOKENS} tokens: every completion would be cut. Use 16 or more."
+            f"take at least {SHORTEST_ANSWER_TOKENS} tokens: every completion would be cut. Use 16."
         )
     counts = [sum(len(turn["content"].split()) for turn in chat) for chat in chats]
     if _too_many(sum(count + settings.max_completion_length > profile.max_seq_length for count in counts), len(counts)):
         words = max(counts)
         raise CourseError(
             f"{task}: the longest prompt has {words} words, so at least as many tokens, and max_completion_length is "
-            f"{settings.max_completion_length}, together more than max_seq_length = {profile.max_seq_length}: lower "
-            "the completion budget or raise max_seq_length."
+            f"{settings.max_completion_length}, together more than max_seq_length = {profile.max_seq_length}: "
+            + _room(settings, 2 * words, profile.max_seq_length)
         )
 
 
@@ -104,9 +154,16 @@ def check_lengths(lengths: Sequence[int], settings: GRPOSettings, limit: int) ->
     if longest + settings.max_completion_length > limit:
         raise CourseError(
             f"The longest prompt has {longest} tokens and max_completion_length is {settings.max_completion_length}, "
-            f"together more than max_seq_length = {limit}: lower the completion budget or raise max_seq_length."
+            f"together more than max_seq_length = {limit}: {_room(settings, longest, limit)}"
         )
     return longest
+
+
+def _room(settings: GRPOSettings, prompt: int, limit: int) -> str:
+    """Return how prompts of that many tokens find room: a cure that is not refused in its turn."""
+    left = limit - prompt
+    lower = f"lower max_completion_length to {left} or " if left >= SHORTEST_ANSWER_TOKENS else ""
+    return f"{lower}raise max_seq_length to {prompt + settings.max_completion_length}."
 
 
 def check_budget(
@@ -134,6 +191,6 @@ def check_budget(
         raise CourseError(
             f"max_completion_length = {budget}, but {overrun} of {len(chats)} answers of the untrained policy are "
             f"longer (the middle one takes {measured} tokens): they would be cut before their closing tag and earn "
-            "nothing. Raise max_completion_length, show the two examples (few_shot=True), or pass strict=False to "
-            "watch it fail."
+            f"nothing. Raise max_completion_length, {'' if settings.few_shot else 'set few_shot=True, '}or pass "
+            "strict=False to watch it fail."
         )

@@ -1,15 +1,25 @@
 """Profiles: the slides' values to the letter, the switch, and settings that cannot work."""
 
 import dataclasses
+import json
+import re
 import subprocess
 import sys
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from problama_utils.config import (
     PROFILE_NAMES,
+    RANGES,
     GRPOSettings,
+    LoraSettings,
+    Profile,
     cache_dir,
     course_root,
     describe,
@@ -155,3 +165,126 @@ def test_preflight_says_in_one_line_that_a_variable_is_unknown(home):
     done = subprocess.run([sys.executable, "-m", "problama_utils.preflight", "--profile", "cpu"], capture_output=True,
                           text=True, env={**os.environ, "PROBLAMA_HOME": "$NO_SUCH_THING/x"}, cwd=course_root())
     assert done.returncode == 1 and "NO_SUCH_THING" in done.stdout and not done.stderr
+
+
+NO_NUMBERS = ["5e-6", "3", "", None, True, False, [4], {}, float("nan"), float("inf"), -float("inf"), np.float64("nan"),
+              np.True_, 1j, Decimal("2"), np.array([2, 3]), 10**400, -(10**5000), object(), b"4"]
+NO_WHOLE_NUMBERS = [7.0, 2.5, np.float32(4), Fraction(4, 1), 1e3]
+
+
+def fields_of(kind, *classes):
+    return [(cls, field.name) for cls in classes for field in dataclasses.fields(cls) if field.type == kind]
+
+
+def base(cls):
+    cpu = get_profile("cpu")
+    return {GRPOSettings: cpu.riddles, LoraSettings: cpu.lora, Profile: cpu}[cls]
+
+
+def refused(cls, name, value):
+    with pytest.raises(CourseError) as caught:
+        dataclasses.replace(base(cls), **{name: value})
+    message = str(caught.value)
+    assert message.startswith(f"{name} = ") and message.count(": ") >= 1 and len(message) < 400
+    return message
+
+
+@pytest.mark.parametrize(("cls", "name"), fields_of("int", GRPOSettings, LoraSettings, Profile))
+def test_a_whole_number_is_one_and_nothing_else(cls, name):
+    for value in [*NO_NUMBERS, *NO_WHOLE_NUMBERS, -1]:
+        refused(cls, name, value)
+
+
+@pytest.mark.parametrize(("cls", "name"), fields_of("float", GRPOSettings, Profile))
+def test_a_number_is_finite_and_no_text(cls, name):
+    for value in [*NO_NUMBERS, -1, -0.5]:
+        refused(cls, name, value)
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "values"),
+    [
+        (LoraSettings, "use_gradient_checkpointing", ["false", "True", "Unsloth", 1, 0, None, "", 2.0]),
+        (LoraSettings, "target_modules", ["q_proj", (), [], (1,), None, ("q_proj", None), {"q_proj": 1}, ("",), 3]),
+        (LoraSettings, "random_state", [-1, 2**32, 1.5, "3407", None]),
+        (Profile, "load_in_4bit", ["no", 0, 1, None, "False", 1.0]),
+        (Profile, "fast_inference", ["yes", 0, [], None]),
+        (GRPOSettings, "few_shot", ["no", 0, 1, None, "False"]),
+        (Profile, "name", ["", " ", None, 3, b"cpu"]),
+        (Profile, "model_name", ["", None, 8, ["embedded"]]),
+        (Profile, "backend", ["Unsloth", "", None, "vllm", True, "transformers "]),
+        (Profile, "lora", [None, {"r": 8}, 16, get_profile("cpu")]),
+        (Profile, "riddles", [None, {"max_steps": 3}, "riddles", LoraSettings()]),
+        (Profile, "gpu_memory_utilization", [1.5, 80, -0.1]),
+    ],
+)
+def test_every_other_field_has_its_type_too(cls, name, values):
+    for value in values:
+        refused(cls, name, value)
+
+
+def test_numpys_numbers_become_pythons_and_fit_into_a_plan():
+    settings = GRPOSettings(max_steps=np.int64(4), dataset_size=np.uint8(8), learning_rate=np.float64(1e-4), beta=0,
+                            temperature=np.float32(0.5), few_shot=np.False_)
+    assert type(settings.max_steps) is int and type(settings.temperature) is float and settings.few_shot is False
+    assert type(settings.beta) is float
+    profile = dataclasses.replace(get_profile("cpu"), riddles=settings, lora=LoraSettings(target_modules=["q_proj"]))
+    assert profile.lora.target_modules == ("q_proj",)
+    assert json.loads(json.dumps(dataclasses.asdict(profile)))["riddles"]["max_steps"] == 4
+
+
+def cures(message):
+    """The values that a message names after its rule."""
+    found = re.findall(r"(?<![\w.])-?\d[\d.]*(?:e-?\d+)?(?!\w)", message.split(": ", 1)[1])
+    return [float(number.rstrip(".")) for number in found]
+
+
+@given(prompts=st.integers(1, 12), group=st.integers(2, 16), rows=st.integers(1, 300))
+def test_a_batch_that_is_no_divisor_is_told_the_divisors_and_each_of_them_passes(prompts, group, rows):
+    plain = {"max_steps": 1, "dataset_size": 1, "prompts_per_step": prompts, "num_generations": group}
+    if prompts * group % rows == 0:
+        assert GRPOSettings(**plain, per_device_batch_size=rows).per_device_batch_size == rows
+        return
+    with pytest.raises(CourseError, match="per_device_batch_size") as caught:
+        GRPOSettings(**plain, per_device_batch_size=rows)
+    named = cures(str(caught.value))
+    assert len(named) > 1 and prompts * group in named or prompts * group > 64
+    for value in named:
+        GRPOSettings(**plain, per_device_batch_size=int(value))
+
+
+def test_a_batch_of_4_with_6_completions_is_told_1_2_3_6():
+    with pytest.raises(CourseError, match="use 0 for all rows at once, or one of 1, 2, 3, 6"):
+        GRPOSettings(max_steps=1, dataset_size=1, prompts_per_step=1, num_generations=6, per_device_batch_size=4)
+
+
+@given(name=st.sampled_from(sorted(RANGES)), value=st.one_of(
+    st.integers(-(10**12), 10**12), st.floats(), st.text(max_size=3), st.none(), st.booleans(), st.just(10**30)))
+def test_every_value_that_a_refusal_names_is_itself_accepted(name, value):
+    for cls in (GRPOSettings, LoraSettings, Profile):
+        if name not in {field.name for field in dataclasses.fields(cls)}:
+            continue
+        try:
+            dataclasses.replace(base(cls), **{name: value})
+        except CourseError as error:
+            named = cures(str(error))
+            kind = {field.name: field.type for field in dataclasses.fields(cls)}[name]
+            assert named, error
+            for cure in named:
+                target = "max_completion_length" if "max_completion_length" in str(error) else name
+                if target == name:
+                    dataclasses.replace(base(cls), **{name: int(cure) if kind == "int" else cure})
+                else:  # the window is too small for a task's budget: the cure is the budget's
+                    budget = {task: dataclasses.replace(getattr(base(Profile), task), max_completion_length=int(cure))
+                              for task in ("riddles", "piqa")}
+                    dataclasses.replace(base(Profile), max_seq_length=value, **budget)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 6])
+def test_trl_takes_every_divisor_that_a_message_names(rows, tmp_path):
+    from problama_utils.training import grpo_config
+
+    settings = GRPOSettings(max_steps=1, dataset_size=1, prompts_per_step=1, num_generations=6,
+                            per_device_batch_size=rows)
+    config = grpo_config(settings, get_profile("cpu"), seed=0, out=tmp_path)
+    assert config.generation_batch_size == 6 and config.per_device_train_batch_size == rows

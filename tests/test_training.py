@@ -107,3 +107,10 @@ def test_two_runs_with_the_same_seed_agree_and_another_seed_differs(profile, tmp
 def test_the_stock_trainer_can_be_chosen(profile, tmp_path):
     folder = run_grpo("riddles", profile, seed=3, out=tmp_path, trainer="stock", strict=False)
     assert len(monitoring.read_log(folder)) == 2
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_a_step_may_be_cut_into_parts_that_hold_no_whole_group(rows, profile, tmp_path):
+    odd = dataclasses.replace(SHORT, max_steps=1, prompts_per_step=1, num_generations=6, per_device_batch_size=rows)
+    run = run_grpo("riddles", dataclasses.replace(profile, riddles=odd), seed=3, out=tmp_path / "run", strict=False)
+    assert len(monitoring.read_log(run)) == 1

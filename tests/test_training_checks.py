@@ -1,6 +1,7 @@
 """Impossible settings are refused with value, rule and cure, before they cost anything."""
 
 import dataclasses
+import re
 
 import pytest
 
@@ -8,7 +9,13 @@ from problama_utils.config import GRPOSettings, get_profile
 from problama_utils.errors import CourseError
 from problama_utils.models import load_policy
 from problama_utils.training import run_grpo
-from problama_utils.training_checks import check_budget, check_lengths, leave_out_long, prompt_lengths
+from problama_utils.training_checks import (
+    check_budget,
+    check_lengths,
+    check_settings,
+    leave_out_long,
+    prompt_lengths,
+)
 from problama_utils.training_data import training_problems
 
 CPU = get_profile("cpu")
@@ -45,6 +52,50 @@ def test_what_no_tokenizer_could_mend_is_refused_before_any_model_is_touched(val
 def test_settings_that_contradict_themselves_cannot_be_made(values, said):
     with pytest.raises(CourseError, match=said):
         dataclasses.replace(CPU.riddles, **values)
+
+
+def chats(words=20, number=4):
+    return [[{"role": "user", "content": "word " * words}]] * number
+
+
+@pytest.mark.parametrize("prompts", [5, 9, 100])
+@pytest.mark.parametrize("size", [0, 4])
+@pytest.mark.parametrize("rows", [0, 8])
+def test_the_number_of_prompts_that_is_named_passes(prompts, size, rows):
+    settings = dataclasses.replace(CPU.riddles, prompts_per_step=prompts, dataset_size=size, per_device_batch_size=rows)
+    with pytest.raises(CourseError, match="lower prompts_per_step to 4") as caught:
+        check_settings("riddles", settings, CPU, chats())
+    assert ("raise dataset_size" in str(caught.value)) == (size > 0), "where all are taken there are no more"
+    check_settings("riddles", dataclasses.replace(settings, prompts_per_step=4, per_device_batch_size=0), CPU, chats())
+
+
+@pytest.mark.parametrize("words", [40, 56, 64, 100])
+@pytest.mark.parametrize("budget", [16, 30])
+def test_the_window_and_the_budget_that_are_named_pass(words, budget):
+    settings = dataclasses.replace(CPU.riddles, max_completion_length=budget)
+    small = dataclasses.replace(CPU, max_seq_length=64, riddles=settings)
+    for refuse, again in (
+        (lambda: check_lengths([words], settings, 64), lambda s, limit: check_lengths([words], s, limit)),
+        (lambda: check_settings("riddles", settings, small, chats(words)), lambda s, limit: check_settings(
+            "riddles", s, dataclasses.replace(CPU, max_seq_length=limit), chats(words))),
+    ):
+        try:
+            refuse()
+        except CourseError as error:
+            window = int(re.search(r"raise max_seq_length to (\d+)", str(error))[1])
+            again(settings, window)
+            if lower := re.search(r"lower max_completion_length to (\d+)", str(error)):
+                again(dataclasses.replace(settings, max_completion_length=int(lower[1])), 64)
+
+
+def test_few_shot_is_no_cure_where_it_is_on(tiny_model_dir, monkeypatch):
+    monkeypatch.setenv("PROBLAMA_MODEL", str(tiny_model_dir))
+    model, tokenizer = load_policy(CPU)
+    for few_shot in (True, False):
+        settings = GRPOSettings(max_steps=1, dataset_size=2, max_completion_length=8, few_shot=few_shot)
+        with pytest.raises(CourseError, match="Raise max_completion_length") as caught:
+            check_budget(model, tokenizer, training_problems("riddles", settings, seed=0), settings)
+        assert ("few_shot=True" in str(caught.value)) != few_shot
 
 
 def test_prompt_and_completion_must_fit_the_window(tiny_model_dir, monkeypatch):
