@@ -315,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = run_grpo(options.task, profile, seed=options.seed, out=options.out, resume=not options.anew)
     print(f"{'problems from':>15}: {monitoring.read_run(folder)['source']}")
     log = monitoring.read_log(folder)
-    for metric, title in monitoring.SLIDE_CURVES.items():
+    for metric, title in monitoring.reward_curves(log).items():
         first, last = monitoring.first_and_last(log, metric)
         print(f"{title:>15}: {first:.2f} in the first 5 steps, {last:.2f} in the last 5")
 

@@ -462,8 +462,10 @@ def test_a_lock_left_by_a_killed_run_is_no_obstacle(holder, profile, tmp_path):
     assert not (tmp_path / ".run.lock").exists()
 
 
+# ids: a pid in a name would give each worker of pytest-xdist other tests
 @pytest.mark.parametrize("content", [b"", b"12345\n", b'{"pid": 1, "host": "elsewhere"}', b"1\nelsewhere\n", b"\0" * 99,
-                                     str(os.getpid()).encode()])
+                                     str(os.getpid()).encode()],
+                         ids=["empty", "pid", "json", "pid and host", "zeros", "our own pid"])
 def test_a_lock_file_of_another_host_or_of_a_pid_that_lives_is_no_obstacle(content, tmp_path):
     (tmp_path / ".run.lock").write_bytes(content)
     run_folder.place(tmp_path / "run")

@@ -58,5 +58,5 @@ def test_rewards_and_evaluation_stand_on_opposite_sides_of_a_wall():
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_can_be_read_in_one_sitting_and_says_what_it_is_for(module):
     text = (ROOT / "problama_utils" / f"{module}.py").read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 320
+    assert len(text.splitlines()) <= 450
     assert ast.get_docstring(ast.parse(text))
