@@ -11,6 +11,7 @@ and removes what it began. The notebooks' set-up cell calls `into_notebook_host`
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib
 import importlib.metadata
@@ -101,7 +102,7 @@ PIP_CAUSES = (
     (r"cannot install (.+?) because these package versions have|resolutionimpossible|resolution-too-deep",
      "the releases asked for exclude each other ({0})",
      "look for pins of your own (PIP_CONSTRAINT, pip.conf) or start from a fresh environment"),
-    (r"package '?([^'\s]+)'? requires a different python: *(\S+)", "a package does not run on this Python ({0})",
+    (r"package '?([^'\s]+)'? requires a different python", "a package does not run on this Python ({0})",
      "use Python 3.11, 3.12 or 3.13"),
 )
 # Where a package had to be compiled: what its build lacked.
@@ -110,8 +111,8 @@ BUILD_LACKS = (
     (r"(microsoft visual c\+\+ [\d.]+)[^\n]* is required", "{0} is missing"),
     (r"cannot find (-l\w+)", "the library {0} is missing"),
     (r"(?:killed|terminated) signal|failed with signal 9|out of memory", "the memory did not suffice"),
-    (r"(?:command|unable to execute) '([^'/]*/)*([\w.+-]+)'?[^\n]*(?:no such file|not found)", "there is no {1}"),
-    (r"(can't find rust compiler|rust toolchain|cargo, the rust package manager)", "there is no Rust compiler"),
+    (r"(?:command|unable to execute) '(?:[^'/]*/)*([\w.+-]+)'?[^\n]*(?:no such file|not found)", "there is no {0}"),
+    (r"can't find rust compiler|rust toolchain|cargo, the rust package manager", "there is no Rust compiler"),
     (r"(cmake|ninja|meson|nvcc|pkg-config)\b[^\n]*(?:must be installed|not found|is not installed)", "there is no {0}"),
     (r"modulenotfounderror: no module named '([\w.]+)'", "its build needs the Python module {0}"),
 )
@@ -138,8 +139,7 @@ CONNECTION_CAUSES = (
 
 def explain(stderr: str, status: int = 1) -> str:
     """Turn pip's complaint into one sentence: what happened and what to do."""
-    cause, cure = diagnose(stderr, status)
-    return f"{cause}: {cure}."
+    return "{}: {}.".format(*diagnose(stderr, status))
 
 
 def diagnose(stderr: str, status: int = 1) -> tuple[str, str]:
@@ -153,11 +153,10 @@ def diagnose(stderr: str, status: int = 1) -> tuple[str, str]:
     lines = [line for line in lines if line and not re.match(r"hint:|note:", line)]  # pip's guesses
     warnings = [line for line in lines if re.match(r"WARNING|DEPRECATION|Could not fetch URL", line)]
     text = "\n".join(line for line in lines if line not in warnings)
-    if status in (-9, 137):
-        return ("pip was ended from outside (signal 9), most often for want of memory",
-                "close other programs and run the command again")
-    if status < 0:
-        return f"pip was ended from outside (signal {-status})", "run the command again"
+    if status < 0 or status > 128:
+        signal_number = -status if status < 0 else status - 128
+        why = ", most often for want of memory" if signal_number == 9 else ""
+        return f"pip was ended by signal {signal_number}{why}", "close other programs and run the command again"
     for pattern, cause, cure in PIP_CAUSES:
         found = re.search(pattern, text, re.IGNORECASE)
         if found:
@@ -206,18 +205,15 @@ def _missing(requirement: str, text: str, warnings: list[str]) -> tuple[str, str
 
 def _build_failed(text: str) -> tuple[str, str]:
     """Return which package had to be compiled and what its build lacked."""
-    named = [found for found in re.finditer(BUILD_FAILED, text, re.IGNORECASE) if any(found.groups())]
-    name = next(group for group in named[-1].groups() if group) if named else "a package"
+    named = [group for found in re.finditer(BUILD_FAILED, text, re.IGNORECASE) for group in found.groups() if group]
+    name = named[-1] if named else "a package"
+    cure = "use Python 3.11, 3.12 or 3.13, for which compiled files exist"
     for pattern, lack in BUILD_LACKS:
         found = re.search(pattern, text, re.IGNORECASE)
         if found:
-            lack = lack.format(*[group or "" for group in found.groups()])
-            return (f"{name} had to be compiled, and {lack}",
-                    "install that, or use Python 3.11, 3.12 or 3.13, for which compiled files exist")
-    reason = [line for line in text.splitlines() if re.match(r"(\w*Error|error)\b:? (?!subprocess-exited)", line)]
-    why = f" ({reason[-1][:200]})" if reason else ""
-    return (f"{name} had to be compiled, and its build failed{why}",
-            "use Python 3.11, 3.12 or 3.13, for which compiled files exist, and run the command again")
+            return f"{name} had to be compiled, and {_filled(lack, found)}", f"install that, or {cure}"
+    reason = re.findall(r"^(?:\w*Error|error)\b:? (?!subprocess-exited)(.{1,200})", text, re.MULTILINE)
+    return f"{name} had to be compiled, and its build failed" + (f" ({reason[-1]})" if reason else ""), cure
 
 
 def make_environment(folder: Path) -> None:
@@ -287,12 +283,9 @@ def name_and_range(requirement: str) -> tuple[str, str]:
 
 
 def release(version: str) -> tuple[int, ...]:
-    """Return the leading numbers of a version; local and pre-release parts fall away.
-
-    >>> release("2.13.0+cpu")
-    (2, 13, 0)
-    """
-    return tuple(int(part) for part in re.match(r"v?(\d+(?:\.\d+)*)?", version)[1].split(".")) if version[:1] else ()
+    """Return a version's leading numbers without zeros at the end: "2.13.0+cpu" is (2, 13)."""
+    numbers = re.match(r"v?(\d+(?:\.\d+)*)?", version)[1] or "0"
+    return tuple(int(part) for part in re.sub(r"(\.0+)+$", "", numbers).split("."))
 
 
 def fits(version: str, bounds: str) -> bool:
@@ -305,8 +298,6 @@ def fits(version: str, bounds: str) -> bool:
     for bound in filter(None, (part.strip() for part in bounds.split(","))):
         sign, limit = re.fullmatch(r"(>=|<=|==|!=|>|<)\s*(\S+)", bound).groups()
         left, right = release(version), release(limit)
-        width = max(len(left), len(right))
-        left, right = left + (0,) * (width - len(left)), right + (0,) * (width - len(right))
         same = left == right and (not early or version == limit)
         holds = {">=": left > right or same, "<=": left <= right, "==": same, "!=": not same,
                  ">": left > right, "<": left < right}  # fmt: skip
@@ -328,6 +319,17 @@ def installed_version(name: str) -> str | None:
     if not isinstance(found, str) or not re.fullmatch(r"v?\d[\w.!+-]*", found.strip()):
         return None  # "", "unknown"
     return found.strip() if _whole(name) else None
+
+
+def remains(name: str) -> str:
+    """Return the metadata folder of a half-removed package, the first that Python finds, else ""."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return ""
+    first = next(iter(importlib.metadata.distributions(name=name)), None)
+    return "" if first is None or installed_version(name) else str(getattr(first, "_path", name))
 
 
 def _whole(name: str) -> bool:
@@ -390,9 +392,8 @@ def install_into_this_python() -> None:
         pip(sys.executable, *kept, *added, *UNSLOTH_NEEDS)
     importlib.invalidate_caches()
     for name in _unmet([*kept, *added]):  # pip looks past metadata that it cannot read, Python does not
-        where = next(iter(importlib.metadata.distributions(name=name)), None)
-        fail(f"{name} was removed by half, and Python finds what is left of it first: delete its folder "
-             f"{getattr(where, '_path', '')} and run this again.")
+        if remains(name):
+            fail(f"{name} was removed by half: delete what is left of it, {remains(name)}, and run this again.")
     host_stamp().write_text(state, encoding="utf-8")
     print("No Problama is installed.", flush=True)
 

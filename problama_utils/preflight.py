@@ -97,7 +97,8 @@ def _install_command(machine: Machine, unsloth: bool = False) -> str:
         return "run the set-up cell at the top of the notebook"
     if unsloth:
         return "run `python problama_utils/install.py`: it adds unsloth where nvidia-smi is there"
-    return "run `make setup` in the checkout, or `python problama_utils/install.py` in an environment of your own"
+    return ("run `make setup` in the checkout (delete .venv first, where there is one), or "
+            "`python problama_utils/install.py` in an environment of your own")
 
 
 def _fast_inference(machine: Machine, profile: Profile) -> list[Check]:
