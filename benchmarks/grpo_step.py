@@ -50,7 +50,7 @@ def main() -> None:
         name = "grpo_step_groups" if options.groups else "grpo_step"
         out = ROOT / "assets" / "results" / f"{name}_{record['date']}.json"
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(record, indent=1) + "\n")
+        out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     last = record["runs"][-1]
     if "ratio" in last:
         print(f"ratio {last['ratio']:.1f} ({last['ratio_min']:.1f} to {last['ratio_max']:.1f}) over {options.pairs} pairs")  # noqa: E501

@@ -11,7 +11,6 @@ and removes what it began. The notebooks' set-up cell calls `into_notebook_host`
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import importlib
 import importlib.metadata
@@ -64,7 +63,7 @@ def check_machine(target: Path) -> None:
     if not OLDEST <= sys.version_info[:2] <= NEWEST:
         found = ".".join(map(str, sys.version_info[:3]))
         fail(f"this Python is {found}, the course needs {OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}: "
-             "install one and run `make course PYTHON=python3.11`.")
+             "install one and run this with it (`make course PYTHON=python3.11`, Windows: `py -3.11 ...`).")
     free = shutil.disk_usage(target.parent).free / 1e9
     if free < NEEDED_GB:
         fail(f"{free:.1f} GB are free here, the environment needs {NEEDED_GB:.0f} GB: free some space or move.")
@@ -143,20 +142,15 @@ def explain(stderr: str, status: int = 1) -> str:
 
 
 def diagnose(stderr: str, status: int = 1) -> tuple[str, str]:
-    """Return why pip failed and what to do, from its ERROR lines; warnings only tell why an index said nothing.
-
-    Args:
-        stderr: what pip wrote, as with `--quiet`.
-        status: its exit status; below 0 = ended by that signal.
-    """
+    """Return why `pip --quiet` failed and what to do: by its ERROR lines; warnings only tell why an index was silent."""
     lines = [re.sub(r"^[\s│╰─>×|]+", "", line) for line in stderr.splitlines()]
     lines = [line for line in lines if line and not re.match(r"hint:|note:", line)]  # pip's guesses
     warnings = [line for line in lines if re.match(r"WARNING|DEPRECATION|Could not fetch URL", line)]
     text = "\n".join(line for line in lines if line not in warnings)
-    if status < 0 or status > 128:
-        signal_number = -status if status < 0 else status - 128
-        why = ", most often for want of memory" if signal_number == 9 else ""
-        return f"pip was ended by signal {signal_number}{why}", "close other programs and run the command again"
+    if status < 0 or 128 < status < 160:
+        number = -status if status < 0 else status - 128  # a shell adds 128 to the signal's
+        why = ", most often for want of memory" if number == 9 else ""
+        return f"pip was ended by signal {number}{why}", "close other programs and run the command again"
     for pattern, cause, cure in PIP_CAUSES:
         found = re.search(pattern, text, re.IGNORECASE)
         if found:
@@ -323,11 +317,12 @@ def installed_version(name: str) -> str | None:
 
 def remains(name: str) -> str:
     """Return the metadata folder of a half-removed package, the first that Python finds, else ""."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        try:
-            importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            return ""
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    except (OSError, ValueError, KeyError):
+        pass
     first = next(iter(importlib.metadata.distributions(name=name)), None)
     return "" if first is None or installed_version(name) else str(getattr(first, "_path", name))
 
@@ -336,16 +331,13 @@ def _whole(name: str) -> bool:
     """Tell whether a package's metadata have a name and the modules that they list are there."""
     try:
         distribution = importlib.metadata.distribution(name)
-        if not distribution.metadata["Name"]:
-            return False
-        record = distribution.read_text("RECORD") or ""
-        files = [line.split(",")[0].strip('"') for line in record.splitlines()]
-        modules = [file for file in files if re.fullmatch(r"[A-Za-z_]\w*(/__init__)?\.py", file)]
-        if not record:  # an egg-info lists folders, or modules without their suffix
+        listed = [line.split(",")[0] for line in (distribution.read_text("RECORD") or "").splitlines()]
+        modules = [(file,) for file in listed if re.fullmatch(r"[A-Za-z_]\w*(/__init__)?\.py", file)]
+        if not listed:  # an egg-info lists folders, or modules without their suffix
             tops = (distribution.read_text("top_level.txt") or "").split()
-            places = [[distribution.locate_file(top + end) for end in ("", ".py", ".so", ".pyd")] for top in tops]
-            return all(any(Path(place).exists() for place in ends) for ends in places)
-        return all(Path(distribution.locate_file(file)).exists() for file in modules)
+            modules = [(top, f"{top}.py", f"{top}.so", f"{top}.pyd") for top in tops]
+        there = all(any(Path(distribution.locate_file(file)).exists() for file in files) for files in modules)
+        return there and bool(distribution.metadata["Name"])
     except importlib.metadata.PackageNotFoundError:
         return True  # no metadata of that name to contradict the version
     except (OSError, ValueError, KeyError):
@@ -382,8 +374,9 @@ def install_into_this_python() -> None:
     """Colab and Kaggle: add what is missing and keep the runtime's own torch and numpy where they will do."""
     kept, added = notebook_host_requirements()
     state = wanted_state() + ("+gpu" if shutil.which("nvidia-smi") else "")
-    unmet = _unmet([*kept, *added])
-    if not unmet and host_stamp().exists() and host_stamp().read_text(encoding="utf-8") == state:
+    pins = dict(pin.split("==") for pin in [*kept, *added] if "==" in pin)
+    done = all(satisfied(name, f"=={wanted}") for name, wanted in pins.items())
+    if done and host_stamp().exists() and host_stamp().read_text(encoding="utf-8") == state:
         return
     print("No Problama: installing what this runtime lacks (one to three minutes, once).", flush=True)
     pip(sys.executable, *kept, *added)
@@ -391,17 +384,11 @@ def install_into_this_python() -> None:
         pip(sys.executable, "--no-deps", *UNSLOTH)
         pip(sys.executable, *kept, *added, *UNSLOTH_NEEDS)
     importlib.invalidate_caches()
-    for name in _unmet([*kept, *added]):  # pip looks past metadata that it cannot read, Python does not
-        if remains(name):
+    for name in pins:
+        if remains(name):  # pip looks past metadata that it cannot read, Python does not
             fail(f"{name} was removed by half: delete what is left of it, {remains(name)}, and run this again.")
     host_stamp().write_text(state, encoding="utf-8")
     print("No Problama is installed.", flush=True)
-
-
-def _unmet(pins: Iterable[str]) -> list[str]:
-    """Return the names of those `name==release` that are not installed so."""
-    pairs = [pin.split("==") for pin in pins if "==" in pin]
-    return [name for name, wanted in pairs if not satisfied(name, f"=={wanted}")]
 
 
 def stale(modules: Mapping[str, ModuleType], names: Iterable[str]) -> list[str]:
