@@ -36,12 +36,8 @@ OLDEST, NEWEST = (3, 11), (3, 13)  # as in pyproject.toml's requires-python
 NEEDED_GB = 7.0 if sys.platform == "linux" else 4.0  # 5.9 GB with the CUDA libraries that torch brings there, else 2.4
 # What `make` runs once the environment stands, as arguments of its Python; here, since Windows has no make.
 FAST_TESTS = (("-m", "ruff", "check"), ("-m", "pytest", "-n", "2", "--dist", "loadfile", "-m", "not slow"))
-STEPS = {
-    "course": (("-m", "problama_utils.course"),),
-    "test-fast": FAST_TESTS,
-    "test": (*FAST_TESTS, ("-m", "pytest", "-m", "slow"),
-             ("-m", "pytest", "--nbmake", "--nbmake-timeout=1800", "notebooks")),
-}
+SLOW_TESTS = (("-m", "pytest", "-m", "slow"), ("-m", "pytest", "--nbmake", "--nbmake-timeout=1800", "notebooks"))
+STEPS = {"course": (("-m", "problama_utils.course"),), "test-fast": FAST_TESTS, "test": (*FAST_TESTS, *SLOW_TESTS)}
 # A notebook host keeps its own release of these where pyproject.toml's range allows it: they are large, other
 # packages of the host are built against them, and its kernel may have loaded them already.
 KEPT_ON_NOTEBOOK_HOSTS = ("torch", "numpy", "pandas", "matplotlib", "safetensors", "filelock", "tqdm")
@@ -116,11 +112,8 @@ def python_of(folder: Path) -> Path:
 
 
 def run_steps(python: Path, steps: Iterable[Iterable[str]]) -> int:
-    """Run programs of an environment one after the other in the checkout; return the first exit status that is not 0.
-
-    They write UTF-8 whatever a console's code page is, and get Ctrl-C themselves.
-    """
-    environment = {**os.environ, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
+    """Run programs of an environment in the checkout, one after the other; return the first exit status but 0."""
+    environment = {**os.environ, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}  # UTF-8 whatever a console's code page
     before = signal.signal(signal.SIGINT, lambda *_: None)  # the program that runs decides what Ctrl-C does
     try:
         for arguments in steps:
@@ -178,10 +171,9 @@ def fits(version: str, bounds: str) -> bool:
 
 
 def installed_version(name: str) -> str | None:
-    """Return the release of a package that Python finds first; None where it is missing or half removed.
+    """Return the release of a package; None where what Python finds first is missing or half removed.
 
-    Half removed: its metadata name no version or cannot be read, or the files that they list are gone. Libraries ask
-    for versions as we do here, so a sound copy further along the path does not help them.
+    Libraries ask for versions in the same way, so a sound copy further along the path does not help them.
     """
     try:
         found = importlib.metadata.version(name)
@@ -196,10 +188,9 @@ def remains(name: str) -> str:
     """Return the metadata folder of a half-removed package, the first that Python finds, else ""."""
     try:
         importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-    except (OSError, ValueError, KeyError):
-        pass
+    except (ImportError, OSError, ValueError, KeyError) as error:
+        if isinstance(error, ImportError):  # PackageNotFoundError
+            return ""
     first = next(iter(importlib.metadata.distributions(name=name)), None)
     return "" if first is None or installed_version(name) else str(getattr(first, "_path", name))
 

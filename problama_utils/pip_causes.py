@@ -10,7 +10,7 @@ import re
 # What pip says at its end → what happened, what to do; the first that matches counts. `{0}` is the first group.
 PIP_CAUSES = (
     (r"no space left on device|\[winerror 112\]|disk quota exceeded|errno 28\b",
-     "the disk filled up while installing", "free some space (the course needs 4 GB, on Linux up to 7) and run the command again"),
+     "the disk filled up while installing", "free some space (4 GB, on Linux up to 7) and run the command again"),
     (r"externally-managed-environment", "this Python belongs to the operating system, which forbids pip to change it",
      "make an environment of its own with `python3 problama_utils/install.py --venv .venv`"),
     (r"no module named '?pip\b", "this Python has no pip",
