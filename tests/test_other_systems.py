@@ -157,5 +157,5 @@ def test_one_range_of_pythons_stands_everywhere():
     workflow = (ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8")
     assert re.search(r"python: \[(.*)\]", workflow)[1].replace('"', "").split(", ") == pythons
     said = f"{', '.join(pythons[:-1])} or {pythons[-1]}"
-    for name in ("README.md", "Makefile", "problama_utils/install.py", "problama_utils/preflight.py"):
+    for name in ("README.md", "Makefile", "problama_utils/pip_causes.py", "problama_utils/preflight.py"):
         assert f"Python {said}" in (ROOT / name).read_text(encoding="utf-8"), name
