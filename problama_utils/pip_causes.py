@@ -111,10 +111,10 @@ def _filled(sentence: str, found: re.Match[str]) -> str:
 def _missing(requirement: str, text: str, warnings: list[str]) -> tuple[str, str]:
     """Return why the index gave no file of a requirement: it never answered, or it has none that fits."""
     name = re.split(r"[=<>!~\[]", requirement)[0]
-    page = re.compile(rf"/{re.sub('[-_.]+', '[-_.]+', name)}/?(?:[:\s]|$)", re.IGNORECASE)
+    own_page = re.compile(rf"/{re.sub('[-_.]+', '[-_.]+', name)}/?(?:[:\s]|$)", re.IGNORECASE)
     none = re.search(rf"requirement {re.escape(requirement)}[^\n]*\(from versions: none\)", text, re.IGNORECASE)
     # Retry(total=1) was tried once more; only after total=0 did pip give up
-    given_up = [line for line in warnings if page.search(line) and not re.search(r"Retry\(total=[1-9]", line)]
+    given_up = [line for line in warnings if re.search(own_page, line) and not re.search(r"Retry\(total=[1-9]", line)]
     if none and any("ssl module in Python is not available" in line for line in warnings):
         return "this Python was built without SSL, so it can use no package index", "install another (3.11 to 3.13)"
     reason = _connection(given_up[-1]) if none and given_up else None
