@@ -3,25 +3,25 @@ PYTHON ?= python3
 PY := .venv/bin/python
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help course test test-fast lab badges newest publish clean setup
+.PHONY: help course test test-fast lab badges newest publish clean python setup
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup:
-	@command -v $(PYTHON) >/dev/null || { echo "No Problama: there is no '$(PYTHON)' here: install Python 3.11 or 3.12, or name yours with make PYTHON=..." >&2; exit 1; }
+python:
+	@command -v $(PYTHON) >/dev/null || { echo "No Problama: there is no '$(PYTHON)' here: install Python 3.11, 3.12 or 3.13, or name yours with make PYTHON=..." >&2; exit 1; }
+
+setup: python
 	@$(PYTHON) problama_utils/install.py --venv .venv
 
-course: setup  ## set up, run the six notebooks, leave executed copies and report.html in build/
-	@$(PY) -m problama_utils.course
+course: python  ## set up, run the six notebooks, leave executed copies and report.html in build/
+	@$(PYTHON) problama_utils/install.py --venv .venv --then course
 
-test: setup test-fast  ## lint, unit tests, then every notebook through nbmake
-	$(PY) -m pytest -m slow
-	$(PY) -m pytest --nbmake --nbmake-timeout=1800 notebooks
+test: python  ## lint, unit tests, then every notebook through nbmake
+	@$(PYTHON) problama_utils/install.py --venv .venv --then test
 
-test-fast: setup  ## lint and unit tests, under a minute
-	$(PY) -m ruff check
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "not slow"
+test-fast: python  ## lint and unit tests, under a minute
+	@$(PYTHON) problama_utils/install.py --venv .venv --then test-fast
 
 lab: setup  ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab --notebook-dir notebooks

@@ -105,6 +105,8 @@ def machine() -> dict[str, Any]:
 
     import torch
 
-    return {"system": f"{platform.system()} {platform.machine()}", "cores": len(os.sched_getaffinity(0)),
+    from problama_utils.machine import cores
+
+    return {"system": f"{platform.system()} {platform.machine()}", "cores": cores(),
             "threads": torch.get_num_threads(), "load": [round(value, 2) for value in os.getloadavg()],
             "versions": {name: version(name) for name in ("torch", "transformers", "lm_eval")}}

@@ -102,7 +102,7 @@ def main() -> None:
                      for name in MEASURES},
                   "differences": {item["id"]: item["why"] for item in items if "why" in item}}
         name = f"arc_parity_{options.dtype}{'_system' if options.system else ''}.json"
-        (ROOT / "assets" / "results" / name).write_text(json.dumps(record, indent=1) + "\n")
+        (ROOT / "assets" / "results" / name).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"agreement {100 * agree / len(items):.1f} % of {len(items)} items")
 
 

@@ -70,7 +70,7 @@ def main() -> None:
                   "ratio": round(statistics.median(ratios), 2), "ratio_min": round(min(ratios), 2),
                   "ratio_max": round(max(ratios), 2)}
         target = ROOT / "assets" / "results" / f"arc_speed_{options.dtype}.json"
-        target.write_text(json.dumps(record, indent=1) + "\n")
+        target.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"ratio {statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f}) over {len(ratios)} pairs")
 
 

@@ -109,8 +109,8 @@ def per_level(rows: Sequence[Row], measures: dict[str, list[Any]]) -> dict[str, 
 def machine() -> str:
     """Return the processor's name and how many threads torch used."""
     info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] \
-        if info.is_file() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} thread(s)"
 
 

@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that it runs from a checkout that is not installed
+
+from problama_utils.machine import cores, peak_memory_gb  # noqa: E402
 
 PARTS = ("rollout", "log-probabilities", "backward", "optimiser")
 KINDS = ("stock", "shared-prefix")
@@ -49,7 +50,7 @@ def main() -> None:
         name = "grpo_step_groups" if options.groups else "grpo_step"
         out = ROOT / "assets" / "results" / f"{name}_{record['date']}.json"
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(record, indent=1) + "\n")
+        out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     last = record["runs"][-1]
     if "ratio" in last:
         print(f"ratio {last['ratio']:.1f} ({last['ratio_min']:.1f} to {last['ratio_max']:.1f}) over {options.pairs} pairs")  # noqa: E501
@@ -190,7 +191,7 @@ def _stopwatch(trainer, clock):
             seconds["optimiser"] = clock() - self.before
 
         def on_step_end(self, args, state, control, **kwargs):
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+            peak = peak_memory_gb()
             row = {"step": clock() - self.begin, "peak_memory_gb": round(peak, 2)}
             print("STEP " + json.dumps(row | {part: seconds[part] for part in PARTS}), flush=True)
 
@@ -200,7 +201,7 @@ def _stopwatch(trainer, clock):
 def _machine(options: argparse.Namespace) -> dict:
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "threads": options.threads or "torch's choice",
         "load": [round(value, 2) for value in os.getloadavg()],
         "clock": "processor seconds" if options.cpu_time else "wall-clock seconds",

@@ -38,7 +38,7 @@ def main() -> int:
     wanted = requirements_for(chosen)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the environment goes even if we are stopped
     with tempfile.TemporaryDirectory(prefix="newest-") as place:
-        python = Path(place) / "env" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+        python = install.python_of(Path(place) / "env")
         subprocess.run([sys.executable, "-m", "venv", str(python.parent.parent)], check=True)
         print(f"Installing {len(wanted)} packages into a throw-away environment (a few minutes).", flush=True)
         install.pip(python, *wanted, log=Path(place) / "pip.log")
@@ -97,12 +97,12 @@ def unsloth_changes(python: Path, place: Path) -> list[str]:
     from signatures import UNSLOTH_RECORD, unsloth_parameters
 
     wheel, zoo = next(place.glob("unsloth-*.whl")), next(place.glob("unsloth_zoo-*.whl"))
-    print(f"  {wheel.name} (tested: {json.loads(UNSLOTH_RECORD.read_text())['wheel']})", flush=True)
+    print(f"  {wheel.name} (tested: {json.loads(UNSLOTH_RECORD.read_text(encoding='utf-8'))['wheel']})", flush=True)
     try:
         now = unsloth_parameters(wheel, zoo)
     except KeyError as error:
         return [f"{wheel.name}: {error} is not where it was"]
-    then = json.loads(UNSLOTH_RECORD.read_text())["parameters"]
+    then = json.loads(UNSLOTH_RECORD.read_text(encoding="utf-8"))["parameters"]
     gone = [(name, parameter) for name in then for parameter in then[name] if parameter not in now[name]]
     return [f"{wheel.name}: {name} no longer takes {parameter}" for name, parameter in gone]
 

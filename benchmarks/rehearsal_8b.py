@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import signal
 import statistics
 import subprocess
@@ -37,6 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that it runs from a checkout that is not installed
 
 from problama_utils.config import Profile, get_profile  # noqa: E402
+from problama_utils.machine import peak_memory_gb  # noqa: E402
 from problama_utils.memory import LLAMA_3_1_8B, Architecture  # noqa: E402
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def _train(options: argparse.Namespace) -> dict:
 def _peaks() -> dict[str, float]:
     import torch
 
-    host = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)  # kilobytes on Linux
+    host = round(peak_memory_gb(), 2)
     if not torch.cuda.is_available():
         return {"peak_gb": host, "peak_of": "process"}
     return {"peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2), "peak_of": "GPU, allocated",

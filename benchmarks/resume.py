@@ -100,7 +100,7 @@ def main() -> int:
             time.sleep(moments.uniform(0, 0.9) * span)
             child.send_signal(signal.SIGKILL)
             child.communicate()
-            rows = len((folder / "log.csv").read_text().splitlines()) - 1
+            rows = len((folder / "log.csv").read_text(encoding="utf-8").splitlines()) - 1
             said = finish(start(folder))
             same = [name for name in COMPARED if contents(folder)[name] == expected[name]]
             identical += len(same) == len(COMPARED)

@@ -32,7 +32,7 @@ from problama_utils.config import Profile, detect_profile
 from problama_utils.errors import CourseError
 from problama_utils.evaluation import MAX_NEW_TOKENS, lettered, read_letters, science_prompts, score_questions
 from problama_utils.letters import LETTERS
-from problama_utils.machine import cores
+from problama_utils.machine import cores, peak_memory_gb
 from problama_utils.problems import fingerprint, load_science
 from problama_utils.records import RecordFile, read_records, unescaped
 from problama_utils.run_folder import ADAPTER_FOLDER, RUN_FILE
@@ -196,8 +196,6 @@ def measure(
         bar: a tqdm bar to advance by one per question and prompt.
         questions_at_once: questions between two writes.
     """
-    import resource
-
     begin, asked = time.perf_counter(), 0
     files = {name: RecordFile(out / f"{name}_{policy.label.replace('/', '_')}.csv") for name in datasets}
     wanted = sum(2 * len(rows) for rows in datasets.values())
@@ -216,7 +214,7 @@ def measure(
     if not asked:
         return None
     return {"asked": asked, "of": wanted, "seconds": round(time.perf_counter() - begin, 1),
-            "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)}
+            "peak_memory_gb": round(peak_memory_gb(), 2)}
 
 
 def _weights(model: Any) -> Any:

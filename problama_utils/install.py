@@ -1,9 +1,10 @@
 """Install the course, before anything of it can be imported: standard library only, run as a script.
 
     python3 problama_utils/install.py --venv .venv    a checkout: make the environment (what `make course` does)
+    … --venv .venv --then course                      and then run the course in it; or `test`, or `test-fast`
     python  problama_utils/install.py                 Colab, Kaggle: into the running interpreter, keeping its torch
 
-Both are safe to run twice: a finished installation is recognised and left alone. A failed one ends in one sentence
+All are safe to run twice: a finished installation is recognised and left alone. A failed one ends in one sentence
 and removes what it began. The notebooks' set-up cell calls `into_notebook_host`.
 """
 
@@ -16,6 +17,7 @@ import importlib.metadata
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -23,10 +25,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 
+if not __package__:  # run as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from problama_utils.pip_causes import explain  # noqa: E402
+
 ROOT = Path(__file__).resolve().parent.parent
 STAMP = "problama-installed.txt"
-OLDEST, NEWEST = (3, 11), (3, 14)
-NEEDED_GB = 4.0  # the environment takes 2.4 GB with a CPU build of torch
+OLDEST, NEWEST = (3, 11), (3, 13)  # as in pyproject.toml's requires-python
+NEEDED_GB = 7.0 if sys.platform == "linux" else 4.0  # 5.9 GB with the CUDA libraries that torch brings there, else 2.4
+# What `make` runs once the environment stands, as arguments of its Python; here, since Windows has no make.
+FAST_TESTS = (("-m", "ruff", "check"), ("-m", "pytest", "-n", "2", "--dist", "loadfile", "-m", "not slow"))
+SLOW_TESTS = (("-m", "pytest", "-m", "slow"), ("-m", "pytest", "--nbmake", "--nbmake-timeout=1800", "notebooks"))
+STEPS = {"course": (("-m", "problama_utils.course"),), "test-fast": FAST_TESTS, "test": (*FAST_TESTS, *SLOW_TESTS)}
 # A notebook host keeps its own release of these where pyproject.toml's range allows it: they are large, other
 # packages of the host are built against them, and its kernel may have loaded them already.
 KEPT_ON_NOTEBOOK_HOSTS = ("torch", "numpy", "pandas", "matplotlib", "safetensors", "filelock", "tqdm")
@@ -53,7 +64,7 @@ def check_machine(target: Path) -> None:
     if not OLDEST <= sys.version_info[:2] <= NEWEST:
         found = ".".join(map(str, sys.version_info[:3]))
         fail(f"this Python is {found}, the course needs {OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}: "
-             "install one and run `make course PYTHON=python3.11`.")
+             "install one and run this with it (`make course PYTHON=python3.11`, Windows: `py -3.11 ...`).")
     free = shutil.disk_usage(target.parent).free / 1e9
     if free < NEEDED_GB:
         fail(f"{free:.1f} GB are free here, the environment needs {NEEDED_GB:.0f} GB: free some space or move.")
@@ -61,53 +72,58 @@ def check_machine(target: Path) -> None:
 
 def pip(python: Path | str, *arguments: str, log: Path | None = None) -> None:
     """Run pip quietly; where it fails, say why in one sentence."""
-    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "2"]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=ROOT)
+    command = [str(python), "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check",
+               "--retries", "2"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, encoding="utf-8", errors="replace",
+                          cwd=ROOT, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
     if log:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(done.stdout + done.stderr, encoding="utf-8")
     if done.returncode:
-        fail(explain(done.stderr))
-
-
-def explain(stderr: str) -> str:
-    """Turn pip's complaint into what happened and what to do."""
-    text = stderr.lower()
-    if "no space left" in text:
-        return "the disk filled up while installing: free some space (about 4 GB) and run the command again."
-    unreachable = ("connection", "name resolution", "network is unreachable", "timed out", "proxy", "ssl")
-    if any(sign in text for sign in unreachable):
-        return "the package index cannot be reached: check the network or PIP_INDEX_URL and run the command again."
-    missing = re.search(r"no matching distribution found for (\S+)", text)
-    if missing:
-        return (f"the package index has no {missing[1]} for this Python or platform: "
-                "check PIP_INDEX_URL, or use Python 3.11 or 3.12.")
-    lines = stderr.strip().splitlines() or ["no reason given"]
-    last = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])  # warnings may follow it
-    return f"pip failed ({last}): mend that and run the command again."
+        fail(explain(done.stderr, done.returncode))
 
 
 def make_environment(folder: Path) -> None:
     """Make (or bring up to date) the virtual environment in `folder`; do nothing where it is current."""
     stamp = folder / STAMP
-    if stamp.exists() and stamp.read_text() == wanted_state():
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted_state():
         return
     check_machine(folder)
     fresh = not folder.exists()
     stamp.unlink(missing_ok=True)
-    print(f"Setting up {folder.name} (once; a few minutes, about 2.5 GB)", flush=True)
+    print(f"Setting up {folder.name} (once; a few minutes, 2.5 GB, on Linux up to 6)", flush=True)
     try:
         made = subprocess.run([sys.executable, "-m", "venv", str(folder)], capture_output=True, text=True)
         if made.returncode:
             fail("Python's venv module is missing or broken: install it (Debian: python3-venv), then try again.")
-        python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+        python = python_of(folder)
         pip(python, "--requirement", "requirements.txt", log=ROOT / "build" / "install.log")
         pip(python, "--no-deps", "--editable", ".")
     except BaseException:
         if fresh:
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    stamp.write_text(wanted_state())
+    stamp.write_text(wanted_state(), encoding="utf-8")
+
+
+def python_of(folder: Path) -> Path:
+    """Return the interpreter of a virtual environment."""
+    return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+def run_steps(python: Path, steps: Iterable[Iterable[str]]) -> int:
+    """Run programs of an environment in the checkout, one after the other; return the first exit status but 0."""
+    environment = {**os.environ, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}  # UTF-8 whatever a console's code page
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # the program that runs decides what Ctrl-C does
+    try:
+        for arguments in steps:
+            threads = {"OMP_NUM_THREADS": "1"} if "-n" in arguments else {}  # each worker has one core
+            status = subprocess.call([str(python), *arguments], cwd=ROOT, env={**environment, **threads})
+            if status:
+                return status if status > 0 else 128 - status
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return 0
 
 
 def requirements() -> dict[str, str]:
@@ -130,15 +146,76 @@ def name_and_range(requirement: str) -> tuple[str, str]:
     return re.fullmatch(r"([\w.-]+)(.*)", requirement.replace(" ", "")).groups()
 
 
-def satisfied(name: str, bounds: str) -> str | None:
-    """Return the installed release of `name` where it lies within `bounds`, else None."""
-    from pip._vendor.packaging.specifiers import SpecifierSet  # pip is what installs, so it is there
+def release(version: str) -> tuple[int, ...]:
+    """Return a version's leading numbers without zeros at the end: "2.13.0+cpu" is (2, 13)."""
+    numbers = re.match(r"v?(\d+(?:\.\d+)*)?", version)[1] or "0"
+    return tuple(int(part) for part in re.sub(r"(\.0+)+$", "", numbers).split("."))
 
+
+def fits(version: str, bounds: str) -> bool:
+    """Tell whether a version lies within comma-separated bounds (>=, <=, >, <, ==, !=).
+
+    >>> fits("4.8.5", ">=4.8,<5"), fits("5.0.0", ">=4.8,<5"), fits("4.8rc1", ">=4.8")
+    (True, False, False)
+    """
+    early = bool(re.search(r"\d[-_.]?(a|b|c|rc|alpha|beta|pre|dev)", version.split("+")[0]))
+    for bound in filter(None, (part.strip() for part in bounds.split(","))):
+        sign, limit = re.fullmatch(r"(>=|<=|==|!=|>|<)\s*(\S+)", bound).groups()
+        left, right = release(version), release(limit)
+        same = left == right and (not early or version == limit)
+        holds = {">=": left > right or same, "<=": left <= right, "==": same, "!=": not same,
+                 ">": left > right, "<": left < right}  # fmt: skip
+        if not holds[sign]:
+            return False
+    return True
+
+
+def installed_version(name: str) -> str | None:
+    """Return the release of a package; None where what Python finds first is missing or half removed.
+
+    Libraries ask for versions in the same way, so a sound copy further along the path does not help them.
+    """
     try:
         found = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+    except (ImportError, OSError, ValueError, KeyError):  # PackageNotFoundError is an ImportError
         return None
-    return found if SpecifierSet(bounds).contains(found, prereleases=True) else None
+    if not isinstance(found, str) or not re.fullmatch(r"v?\d[\w.!+-]*", found.strip()):
+        return None  # "", "unknown"
+    return found.strip() if _whole(name) else None
+
+
+def remains(name: str) -> str:
+    """Return the metadata folder of a half-removed package, the first that Python finds, else ""."""
+    try:
+        importlib.metadata.version(name)
+    except (ImportError, OSError, ValueError, KeyError) as error:
+        if isinstance(error, ImportError):  # PackageNotFoundError
+            return ""
+    first = next(iter(importlib.metadata.distributions(name=name)), None)
+    return "" if first is None or installed_version(name) else str(getattr(first, "_path", name))
+
+
+def _whole(name: str) -> bool:
+    """Tell whether a package's metadata have a name and the modules that they list are there."""
+    try:
+        distribution = importlib.metadata.distribution(name)
+        listed = [line.split(",")[0] for line in (distribution.read_text("RECORD") or "").splitlines()]
+        modules = [(file,) for file in listed if re.fullmatch(r"[A-Za-z_]\w*(/__init__)?\.py", file)]
+        if not listed:  # an egg-info lists folders, or modules without their suffix
+            tops = (distribution.read_text("top_level.txt") or "").split()
+            modules = [(top, f"{top}.py", f"{top}.so", f"{top}.pyd") for top in tops]
+        there = all(any(Path(distribution.locate_file(file)).exists() for file in files) for files in modules)
+        return there and bool(distribution.metadata["Name"])
+    except importlib.metadata.PackageNotFoundError:
+        return True  # no metadata of that name to contradict the version
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def satisfied(name: str, bounds: str) -> str | None:
+    """Return the installed release of `name` where it lies within `bounds`, else None."""
+    found = installed_version(name)
+    return found if found and fits(found, bounds) else None
 
 
 def notebook_host_requirements() -> tuple[list[str], list[str]]:
@@ -165,15 +242,20 @@ def install_into_this_python() -> None:
     """Colab and Kaggle: add what is missing and keep the runtime's own torch and numpy where they will do."""
     kept, added = notebook_host_requirements()
     state = wanted_state() + ("+gpu" if shutil.which("nvidia-smi") else "")
-    done = all(satisfied(*re.split("(?===)", pin, maxsplit=1)) for pin in [*kept, *added] if "==" in pin)
-    if done and host_stamp().exists() and host_stamp().read_text() == state:
+    pins = dict(pin.split("==") for pin in [*kept, *added] if "==" in pin)
+    done = all(satisfied(name, f"=={wanted}") for name, wanted in pins.items())
+    if done and host_stamp().exists() and host_stamp().read_text(encoding="utf-8") == state:
         return
     print("No Problama: installing what this runtime lacks (one to three minutes, once).", flush=True)
     pip(sys.executable, *kept, *added)
     if shutil.which("nvidia-smi"):
         pip(sys.executable, "--no-deps", *UNSLOTH)
         pip(sys.executable, *kept, *added, *UNSLOTH_NEEDS)
-    host_stamp().write_text(state)
+    importlib.invalidate_caches()
+    for name in pins:
+        if remains(name):  # pip looks past metadata that it cannot read, Python does not
+            fail(f"{name} was removed by half: delete what is left of it, {remains(name)}, and run this again.")
+    host_stamp().write_text(state, encoding="utf-8")
     print("No Problama is installed.", flush=True)
 
 
@@ -217,14 +299,19 @@ def into_notebook_host() -> None:
 
 
 def main() -> None:
-    """Parse the one option and install."""
+    """Parse the options, install, and run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--venv", type=Path, help="make a virtual environment here instead of using this Python")
+    parser.add_argument("--then", choices=STEPS, help="run this in the environment afterwards")
     options = parser.parse_args()
-    if options.venv:
-        make_environment(ROOT / options.venv)
-    else:
+    if options.then and not options.venv:
+        parser.error("--then runs in an environment: name it with --venv")
+    if not options.venv:
         install_into_this_python()
+        return
+    make_environment(ROOT / options.venv)
+    if options.then:
+        raise SystemExit(run_steps(python_of(ROOT / options.venv), STEPS[options.then]))
 
 
 if __name__ == "__main__":

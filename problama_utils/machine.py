@@ -15,11 +15,11 @@ import sys
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 
 from problama_utils.config import Profile, cache_dir, get_profile, path_variable, profile_for_card
 from problama_utils.gated_model import ask_hub, chosen_name, hub_home, on_hub, token_place
+from problama_utils.install import installed_version
 from problama_utils.tested_versions import wanted_packages
 
 NVIDIA_FIELDS = ("name", "compute_cap", "memory.total", "memory.free", "driver_version")
@@ -208,8 +208,8 @@ def _memory() -> tuple[float | None, float | None]:
     try:
         page = os.sysconf("SC_PAGE_SIZE")
         total, free = os.sysconf("SC_PHYS_PAGES") * page / 1e9, os.sysconf("SC_AVPHYS_PAGES") * page / 1e9
-    except (AttributeError, OSError, ValueError):
-        return None, None
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf, a Mac's knows no free pages
+        return _psutil_memory()
     found = re.search(r"MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"))
     free = int(found[1]) * 1024 / 1e9 if found else free
     for limit, used in (("memory.max", "memory.current"),
@@ -220,6 +220,27 @@ def _memory() -> tuple[float | None, float | None]:
             held = _read(f"/sys/fs/cgroup/{used}").strip()
             free = min(free, total - int(held) / 1e9) if held.isdigit() else min(free, total)
     return total, free
+
+
+def _psutil_memory() -> tuple[float | None, float | None]:
+    try:
+        import psutil
+    except ImportError:  # nothing is installed yet
+        return None, None
+    seen = psutil.virtual_memory()
+    return seen.total / 1e9, seen.available / 1e9
+
+
+def peak_memory_gb() -> float:
+    """Return the most resident memory that this process has ever held, in GB."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9  # a Mac counts bytes, the others kibibytes
 
 
 def _read(path: str) -> str:
@@ -239,13 +260,12 @@ def _disk_free(folder: Path) -> float | None:
 
 
 def _packages(names: Iterable[str]) -> dict[str, str]:
-    """Return the versions of those of the named distributions that are installed."""
+    """Return the versions of those of the named distributions that are installed whole."""
     found = {}
     for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+        version = installed_version(name)
+        if version:
+            found[name] = version
     return found
 
 

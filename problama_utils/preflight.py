@@ -72,7 +72,7 @@ def _python(machine: Machine) -> Check:
     if fits(found, python_range()):
         return Check("Python", OK, f"{found}, {machine.system}, {machine.cores} cores")
     return Check("Python", PROBLEM, f"{found}, the course needs {python_range()}",
-                 "install Python 3.11 or 3.12 and run `make course PYTHON=python3.11`")
+                 "install Python 3.11, 3.12 or 3.13 and run `make course PYTHON=python3.11`")
 
 
 def _packages(machine: Machine, profile: Profile) -> Check:
@@ -97,7 +97,8 @@ def _install_command(machine: Machine, unsloth: bool = False) -> str:
         return "run the set-up cell at the top of the notebook"
     if unsloth:
         return "run `python problama_utils/install.py`: it adds unsloth where nvidia-smi is there"
-    return "run `make setup` in the checkout, or `python problama_utils/install.py` in an environment of your own"
+    return ("run `make setup` in the checkout (delete .venv first, where there is one), or "
+            "`python problama_utils/install.py` in an environment of your own")
 
 
 def _fast_inference(machine: Machine, profile: Profile) -> list[Check]:

@@ -11,6 +11,7 @@ from importlib import metadata
 
 from problama_utils.config import Profile, course_root
 from problama_utils.install import UNSLOTH, name_and_range, ranges, requirements
+from problama_utils.install import fits as fits
 
 
 @dataclass(frozen=True)
@@ -29,36 +30,6 @@ def normalised(name: str) -> str:
     'scikit-learn'
     """
     return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def release(version: str) -> tuple[int, ...]:
-    """Return the leading numbers of a version; local and pre-release parts fall away.
-
-    >>> release("2.13.0+cpu")
-    (2, 13, 0)
-    """
-    return tuple(int(part) for part in re.match(r"v?(\d+(?:\.\d+)*)?", version)[1].split(".")) if version[:1] else ()
-
-
-def fits(version: str, ranges: str) -> bool:
-    """Tell whether a version lies within comma-separated bounds (>=, <=, >, <, ==, !=).
-
-    >>> fits("4.8.5", ">=4.8,<5"), fits("5.0.0", ">=4.8,<5")
-    (True, False)
-    """
-    for bound in filter(None, (part.strip() for part in ranges.split(","))):
-        sign, limit = re.fullmatch(r"(>=|<=|==|!=|>|<)\s*(\S+)", bound).groups()
-        left, right = _same_length(release(version), release(limit))
-        holds = {">=": left >= right, "<=": left <= right, "==": left == right, "!=": left != right,
-                 ">": left > right, "<": left < right}  # fmt: skip
-        if not holds[sign]:
-            return False
-    return True
-
-
-def _same_length(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    width = max(len(left), len(right))
-    return left + (0,) * (width - len(left)), right + (0,) * (width - len(right))
 
 
 def wanted_packages(profile: Profile) -> list[Wanted]:
@@ -86,7 +57,7 @@ def tested_pins() -> dict[str, str]:
 def python_range() -> str:
     """Return pyproject.toml's `requires-python`."""
     found = re.search(r'^requires-python = "([^"]+)"', _text("pyproject.toml"), re.MULTILINE)
-    return found[1] if found else ">=3.11,<3.15"
+    return found[1] if found else ">=3.11,<3.14"
 
 
 def _dependencies() -> list[tuple[str, str]]:
@@ -97,7 +68,7 @@ def _dependencies() -> list[tuple[str, str]]:
         pass  # no checkout: the installed package knows
     try:
         listed = metadata.requires("problama-utils") or []
-    except metadata.PackageNotFoundError:
+    except (metadata.PackageNotFoundError, OSError, ValueError, KeyError):  # not there, or unreadable
         return []
     return [name_and_range(line) for line in listed if "extra" not in line]
 

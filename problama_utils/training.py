@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import shutil
 import time
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from problama_utils import checkpoints, monitoring, run_folder
 from problama_utils.config import GRPOSettings, Profile, runs_dir
 from problama_utils.errors import CourseError
+from problama_utils.machine import peak_memory_gb
 from problama_utils.models import attach_lora, compute_dtype, load_policy, model_source
 from problama_utils.problems import fingerprint
 from problama_utils.rewards import SLIDE_REWARDS
@@ -282,8 +282,8 @@ def _run_record(problems: Dataset, longest: int, minutes: float) -> dict[str, An
     return {
         "date": date.today().isoformat(),
         "minutes": round(minutes, 2),
-        # kilobytes on Linux: the high-water mark of the whole process, so of this training and all before it
-        "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
+        # the high-water mark of the whole process, so of this training and all before it
+        "peak_memory_gb": round(peak_memory_gb(), 2),
         "problems": len(problems),
         "source": problems.info.description,
         "longest_prompt_tokens": longest,
