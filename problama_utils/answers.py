@@ -139,7 +139,7 @@ def _announced(rest: str, cut: bool) -> str | None:
     line = next((line for line in rest.split("\n") if any(map(str.isalnum, line))), "")
     whole = not cut or "\n" in rest[rest.find(line) + len(line):]
     line = line.lstrip(" \t:=*_")
-    end = _SENTENCE_END.search(line)
+    end = re.search(_SENTENCE_END, line)
     if end and re.match(r"\W*\w\.\s+[a-z]", line):  # "B. the magnet", "E. coli": the first stop ends no sentence
         end = _SENTENCE_END.search(line, end.end()) or re.search("$", line)
     return (line[: end.start()] if end else line if whole else "").strip() or None

@@ -156,9 +156,10 @@ class Kernel:
         if self.watch:
             self.watch.stop()
         pid = self.process.pid if self.process else getattr(getattr(self.client.km, "provisioner", None), "pid", None)
-        if pid and hasattr(os, "killpg"):  # a kernel leads a process group of its own, its orphans included
+        kill_group = getattr(os, "killpg", None)  # Windows has none
+        if pid and kill_group:  # a kernel leads a process group of its own, its orphans included
             with contextlib.suppress(OSError):
-                os.killpg(pid, signal.SIGKILL)
+                kill_group(pid, signal.SIGKILL)
         family = self.watch.family if self.watch else set()
         for member in family:
             with contextlib.suppress(psutil.Error):

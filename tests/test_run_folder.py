@@ -574,10 +574,10 @@ def harmed(monkeypatch, quantity, value):
     """Let a quantity of step 2 be `value`, in TRL's trainer itself."""
     from trl import GRPOTrainer
 
-    compute = GRPOTrainer._compute_loss
+    computed = GRPOTrainer._compute_loss
 
     def odd(self, model, inputs):
-        loss = compute(self, model, inputs)
+        loss = computed(self, model, inputs)
         if self.state.global_step != 1:
             return loss
         if quantity == "loss":
