@@ -7,6 +7,7 @@ weights: it is the same model with its adapter switched off.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +107,8 @@ def compute_dtype() -> torch.dtype:
     """
     import torch
 
+    if name := os.environ.get("PROBLAMA_DTYPE"):
+        return getattr(torch, name)
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
