@@ -28,11 +28,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LOG, RESULT = ROOT / "build" / "robust.jsonl", ROOT / "assets" / "results" / "robust.json"
 SEEDS = range(10)
-FILES = ("diagnosis", "head_to_head", "rollouts", "reference_step", "evaluation", "batching", "training", "trainer",
-         "likelihood", "models", "losses_against_trl", "quantisation", "training_resume")
-# A processor with fewer features adds up in another order. ONEDNN_MAX_CPU_ISA caps the kernels of linear layers in bf16,
-# MKL_ENABLE_INSTRUCTIONS those in fp32, ATEN_CPU_CAPABILITY torch's own loops.
-DEFAULT = {"PROBLAMA_DTYPE": "bfloat16", "OMP_NUM_THREADS": "1"}
+FILES = ("head_to_head", "rollouts", "reference_step", "evaluation", "batching", "models", "likelihood", "training",
+         "losses_against_trl", "quantisation", "trainer", "training_resume", "diagnosis")
+# A processor with fewer features adds up in another order. ONEDNN_MAX_CPU_ISA caps the kernels of matrix products in
+# bf16, MKL_ENABLE_INSTRUCTIONS those in fp32, ATEN_CPU_CAPABILITY torch's own loops.
+DEFAULT = {"PROBLAMA_DTYPE": "bfloat16", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 SETTINGS = {
     "bf16": {},
     "fp32": {"PROBLAMA_DTYPE": "float32"},
@@ -57,7 +57,7 @@ def stamp(test_file: str) -> str:
 
 
 def read_outcomes() -> dict[tuple[str, str], str]:
-    """Return the outcomes that still count: (setting, test id) → "passed" or "failed"."""
+    """Return the outcomes that still count: (setting, test id) → "passed", "failed" or "skipped"."""
     rows = [json.loads(line) for line in LOG.read_text("utf-8").splitlines()] if LOG.exists() else []
     return {(row["setting"], row["test"]): row["outcome"] for row in rows
             if row["stamp"] == stamp(row["test"].split("::")[0])}
@@ -67,7 +67,7 @@ class Recorder:
     """Inside pytest: leave out what has an outcome, write down each new one."""
 
     def __init__(self, setting: str) -> None:
-        self.setting, self.failed = setting, set()
+        self.setting, self.outcome = setting, "passed"
 
     def pytest_collection_modifyitems(self, config, items) -> None:
         known = read_outcomes()
@@ -76,11 +76,12 @@ class Recorder:
         config.hook.pytest_deselected(items=done)
 
     def pytest_runtest_logreport(self, report) -> None:
-        if report.failed or (report.skipped and not hasattr(report, "wasxfail")):
-            self.failed.add(report.nodeid)
+        if report.outcome != "passed" and self.outcome != "failed":
+            self.outcome = report.outcome
         if report.when == "teardown":
             row = {"setting": self.setting, "test": report.nodeid, "stamp": stamp(report.nodeid.split("::")[0]),
-                   "outcome": "failed" if report.nodeid in self.failed else "passed"}
+                   "outcome": self.outcome}
+            self.outcome = "passed"
             with LOG.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
@@ -98,14 +99,16 @@ def run_setting(name: str, files: Sequence[str], seeds: Sequence[int]) -> int:
                     "PROBLAMA_TEST_SEED": " ".join(map(str, seeds)),
                     "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])}
     paths = [f"tests/test_{file}.py" for file in files]
-    command = [sys.executable, "-m", "pytest", "-p", "robust", "-q", "--tb=short", "--show-capture=no", *paths]
+    command = [sys.executable, "-m", "pytest", "-p", "robust", "-q", "--tb=line", "--show-capture=no", *paths]
     return subprocess.run(command, cwd=ROOT, env=environment).returncode
 
 
 def summarise(outcomes: dict[tuple[str, str], str]) -> dict[str, dict[str, list[int]]]:
-    """Return test (without its seed) → setting → [passed, run]."""
+    """Return test (without its seed) → setting → [passed, run]; a skipped test (no harness, no GPU) is not run."""
     table: dict[str, dict[str, list[int]]] = defaultdict(dict)
     for (setting, test), outcome in sorted(outcomes.items()):
+        if outcome == "skipped":
+            continue
         name = re.sub(r"(?<=\[)seed \d+-?|-seed \d+(?=[\]-])", "", test).removesuffix("[]")
         counts = table[name].setdefault(setting, [0, 0])
         counts[0] += outcome == "passed"
