@@ -93,8 +93,8 @@ def pytest_configure(config) -> None:
 
 def run_setting(name: str, files: Sequence[str], seeds: Sequence[int]) -> int:
     """Run the test files under one setting in one process; return pytest's exit status."""
-    environment = {key: value for key, value in os.environ.items() if key not in
-                   {variable for changed in SETTINGS.values() for variable in changed} | {"PYTEST_ADDOPTS"}}
+    factors = {variable for changed in SETTINGS.values() for variable in changed}
+    environment = {key: value for key, value in os.environ.items() if key not in factors}
     environment |= {**DEFAULT, **SETTINGS[name], "PROBLAMA_ROBUST_SETTING": name,
                     "PROBLAMA_TEST_SEED": " ".join(map(str, seeds)),
                     "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])}

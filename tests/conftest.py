@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import problama_utils  # noqa: F401  before any test loads torch: it sets how torch's threads wait
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a hub, nor wait for one that is not there
 
 
