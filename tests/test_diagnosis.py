@@ -25,6 +25,9 @@ SEED = 3  # see conftest.seed
 SMALL = GRPOSettings(max_steps=12, dataset_size=1, prompts_per_step=1, num_generations=16, max_completion_length=40,
                      learning_rate=1e-3, warmup_steps=0, few_shot=False, temperature=1.0, heldout_size=1,
                      heldout_every=0)
+# A trend is the last third of the steps against the first: what is over after a few steps, or drowns in the noise of 16
+# completions, is seen under one seed and not under the next. At this rate a change takes about half of the run.
+TREND = {"learning_rate": 3e-4, "max_steps": 24, "num_generations": 32}
 WRONG = "<answer>nobody knows</answer>"
 RIGHT = "<answer>{answer}</answer>"  # filled in from the one problem that the small policies are asked
 
@@ -38,13 +41,16 @@ def problem(seed):
 
 @pytest.fixture(scope="module")
 def taught(tiny_model_dir, tmp_path_factory, problem):
-    """Return a function: texts → folder of a small policy that writes each of them about equally often."""
+    """Return a function: texts → folder of a small policy that writes each of them about equally often.
+
+    After half as many steps it garbles one text in ten, and unlearns that instead of what the test is about.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folders = {}
 
-    def teach(*texts, steps=150):
+    def teach(*texts, steps=300):
         if texts in folders:
             return folders[texts]
         tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
@@ -91,7 +97,7 @@ def first_cause(folder):
 
 
 def test_a_training_that_learns_is_healthy(train):
-    assert first_cause(train(RIGHT, WRONG, max_steps=18)) == "healthy"
+    assert first_cause(train(RIGHT, WRONG, **TREND)) == "healthy"
 
 
 def test_a_training_with_four_new_tokens_is_truncated_and_told_how_many_to_give(train):
@@ -128,7 +134,7 @@ def test_a_training_with_beta_50_is_held_by_the_kl_penalty_even_where_beta_must_
 
 
 def test_a_training_that_can_only_gain_the_tags_learned_the_form(train):
-    assert first_cause(train(WRONG, "nobody knows", max_steps=20)) == "only the form was learned"
+    assert first_cause(train(WRONG, "nobody knows", **TREND)) == "only the form was learned"
 
 
 def test_a_training_paid_by_length_alone_is_hacked_and_trls_own_state_file_is_enough_to_see_it(
@@ -140,12 +146,9 @@ def test_a_training_paid_by_length_alone_is_hacked_and_trls_own_state_file_is_en
     from problama_utils.training import grpo_config
     from problama_utils.training_data import training_problems
 
-    # The right answer comes after the alphabet, 26 words: next to nothing for brevity. At a high rate the hack is over
-    # within the first third of the steps, and a change is the difference of thirds: this rate takes about 12 of 24.
-    long = " ".join(string.ascii_lowercase) + " " + RIGHT
-    short_paid = dataclasses.replace(SMALL, max_completion_length=112, learning_rate=3e-4, max_steps=24,
-                                     num_generations=32)
-    monkeypatch.setenv("PROBLAMA_MODEL", str(taught(long, WRONG, steps=300)))  # half taught, it writes neither text
+    long = " ".join(string.ascii_lowercase) + " " + RIGHT  # 26 words first: next to nothing is paid for brevity
+    short_paid = dataclasses.replace(SMALL, max_completion_length=112, **TREND)
+    monkeypatch.setenv("PROBLAMA_MODEL", str(taught(long, WRONG)))
     profile = dataclasses.replace(get_profile("cpu"), max_seq_length=2048)
     model, tokenizer = load_policy(profile, seed=seed)
     config = grpo_config(short_paid, profile, seed=seed, out=tmp_path)
