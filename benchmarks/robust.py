@@ -58,7 +58,8 @@ def stamp(test_file: str) -> str:
 
 def read_outcomes() -> dict[tuple[str, str], str]:
     """Return the outcomes that still count: (setting, test id) → "passed", "failed" or "skipped"."""
-    rows = [json.loads(line) for line in LOG.read_text("utf-8").splitlines()] if LOG.exists() else []
+    lines = LOG.read_text("utf-8").splitlines() if LOG.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("}")]
     return {(row["setting"], row["test"]): row["outcome"] for row in rows
             if row["stamp"] == stamp(row["test"].split("::")[0])}
 
@@ -83,7 +84,7 @@ class Recorder:
                    "outcome": self.outcome}
             self.outcome = "passed"
             with LOG.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write("\n" + json.dumps(row))  # in front, so that half a line of a kill stands alone
 
 
 def pytest_configure(config) -> None:
