@@ -139,18 +139,19 @@ def main() -> int:
         if (status := run_setting(name, options.files, options.seeds)) not in (0, 1, 5):  # 5: nothing left to run
             return status
     table = summarise(read_outcomes())
+    red = 0
     for test, row in table.items():
-        print(test, *(f"  {setting}: {passed} of {run}" for setting, (passed, run) in row.items()), sep="\n")
-    red = sum(passed < run for row in table.values() for passed, run in row.values())
-    missing = [name for name in options.settings if not any(name in row for row in table.values())]
-    total = sum(run for row in table.values() for _, run in row.values())
-    print(f"{len(table)} tests, {total} outcomes, {red} of their counts below N of N, settings not run: {missing}")
+        wanted = max(run for _, run in row.values())  # a setting that was cut off has fewer
+        counts = {setting: row.get(setting, [0, 0])[0] for setting in options.settings}
+        red += sum(passed < wanted for passed in counts.values())
+        print(test, *(f"  {setting}: {passed} of {wanted}" for setting, passed in counts.items()), sep="\n")
+    print(f"{len(table)} tests under {len(options.settings)} settings, {red} counts below N of N")
     record = {"date": date.today().isoformat(), "machine": machine(), "default": DEFAULT, "settings": SETTINGS,
               "versions": {"python": platform.python_version(),
                            **{name: version(name) for name in ("torch", "transformers", "trl", "peft")}},
               "passed_of_run": table}
     RESULT.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    return 1 if red or missing or not table else 0
+    return 1 if red or not table else 0
 
 
 if __name__ == "__main__":
