@@ -2,8 +2,10 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 export PYTHONUNBUFFERED := 1
+# Threads that wait for each other sleep instead of spinning: beside any busy process, spinning costs ten times as much.
+export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help course test test-fast lab badges newest publish clean python setup
+.PHONY: help course test test-fast robust lab badges newest publish clean python setup
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,6 +24,9 @@ test: python  ## lint, unit tests, then every notebook through nbmake
 
 test-fast: python  ## lint and unit tests, under a minute
 	@$(PYTHON) problama_utils/install.py --venv .venv --then test-fast
+
+robust: setup  ## training and sampling tests under 10 seeds and 8 kinds of processor, hours; goes on when started again
+	@$(PY) benchmarks/robust.py
 
 lab: setup  ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab --notebook-dir notebooks

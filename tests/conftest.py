@@ -7,7 +7,24 @@ from pathlib import Path
 
 import pytest
 
+import problama_utils  # noqa: F401  before any test loads torch: it sets how torch's threads wait
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a hub, nor wait for one that is not there
+
+
+def pytest_generate_tests(metafunc):
+    """PROBLAMA_TEST_SEED="0 1 2" runs every test that takes `seed` once for each of them (benchmarks/robust.py)."""
+    given = {name for mark in metafunc.definition.iter_markers("parametrize") for name in str(mark.args[0]).split(",")}
+    seeds = os.environ.get("PROBLAMA_TEST_SEED", "").split()
+    if seeds and "seed" in metafunc.fixturenames and "seed" not in given:
+        metafunc.parametrize("seed", [int(seed) for seed in seeds], indirect=True, scope="module",
+                             ids=[f"seed {seed}" for seed in seeds])
+
+
+@pytest.fixture(scope="module")
+def seed(request) -> int:
+    """The seed of a test's training or sampling: the module's SEED, or each of PROBLAMA_TEST_SEED."""
+    return getattr(request, "param", getattr(request.module, "SEED", 0))
 
 
 @pytest.fixture(scope="session")

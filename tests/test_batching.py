@@ -189,13 +189,11 @@ def test_scaled_rotary_positions_are_the_models_own():
     assert torch.allclose(ours, padded_logprobs(model, *rows, 1.0)[0], atol=1e-4, rtol=0)
 
 
-def test_bf16_is_as_close_to_fp32_as_the_stock_modules_are():
-    """Bound: 1.3 times the stock modules' own bf16 error, for the log-probabilities and for the whole gradient."""
-    rows = group_batch(7, 3, 6)
-    exact_model = with_lora(tiny_llama(hidden=64))
-    model = with_lora(tiny_llama(hidden=64).to(torch.bfloat16))
-    model.load_state_dict(exact_model.state_dict())
-    exact_model.load_state_dict({name: weight.float() for name, weight in model.state_dict().items()})
+def test_bf16_is_as_close_to_fp32_as_the_stock_modules_are(seed):
+    """Bound: 1.3 times the stock modules' own bf16 error, for the log-probabilities and for the whole gradient.
+
+    The ratio of two rounding errors scatters by a quarter from one policy to the next, so 32 policies are averaged.
+    """
 
     def with_gradient(some_model, logprobs):
         some_model.zero_grad()
@@ -204,11 +202,20 @@ def test_bf16_is_as_close_to_fp32_as_the_stock_modules_are():
         assert all(parameter.grad.dtype == torch.float32 for parameter in parameters)
         return logprobs.detach(), torch.cat([parameter.grad.flatten() for parameter in parameters])
 
-    exact = with_gradient(exact_model, padded_logprobs(exact_model, *rows, 0.9)[0])
-    stock = with_gradient(model, padded_logprobs(model, *rows, 0.9)[0])
-    ours = with_gradient(model, tree_logprobs(llama_parts(model), pack_rows(*rows), 0.9)[0])
-    for our, theirs, wanted in zip(ours, stock, exact, strict=True):
-        assert (our - wanted).norm() <= 1.3 * (theirs - wanted).norm()
+    def error_ratios(draw):
+        rows = group_batch(draw, 3, 6)
+        exact_model = with_lora(tiny_llama(draw, hidden=64))
+        model = with_lora(tiny_llama(hidden=64).to(torch.bfloat16))
+        model.load_state_dict(exact_model.state_dict())
+        exact_model.load_state_dict({name: weight.float() for name, weight in model.state_dict().items()})
+        exact = with_gradient(exact_model, padded_logprobs(exact_model, *rows, 0.9)[0])
+        stock = with_gradient(model, padded_logprobs(model, *rows, 0.9)[0])
+        ours = with_gradient(model, tree_logprobs(llama_parts(model), pack_rows(*rows), 0.9)[0])
+        return [(our - wanted).norm() / (theirs - wanted).norm()
+                for our, theirs, wanted in zip(ours, stock, exact, strict=True)]
+
+    ratios = torch.tensor([error_ratios(100 * seed + draw) for draw in range(32)])
+    assert ratios.log().mean(0).exp().max() <= 1.3
 
 
 def test_keys_and_values_are_handed_out_per_node():

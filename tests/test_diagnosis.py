@@ -6,6 +6,7 @@ or none, right or wrong, long or short. What GRPO then makes of them is no made-
 
 import dataclasses
 import math
+import string
 
 import numpy as np
 import pandas as pd
@@ -20,29 +21,36 @@ from problama_utils.evidence import METRICS, Evidence, numbers_only
 from problama_utils.monitoring import diagnose, read_log
 from problama_utils.run_folder import LOG_FILE, RUN_FILE, write_json
 
+SEED = 3  # see conftest.seed
 SMALL = GRPOSettings(max_steps=12, dataset_size=1, prompts_per_step=1, num_generations=16, max_completion_length=40,
                      learning_rate=1e-3, warmup_steps=0, few_shot=False, temperature=1.0, heldout_size=1,
                      heldout_every=0)
+# A trend is the last third of the steps against the first: what is over after a few steps, or drowns in the noise of 16
+# completions, is seen under one seed and not under the next. At this rate a change takes about half of the run.
+TREND = {"learning_rate": 3e-4, "max_steps": 24, "num_generations": 32}
 WRONG = "<answer>nobody knows</answer>"
 RIGHT = "<answer>{answer}</answer>"  # filled in from the one problem that the small policies are asked
 
 
 @pytest.fixture(scope="module")
-def problem():
+def problem(seed):
     from problama_utils.training_data import training_problems
 
-    return training_problems("riddles", SMALL, seed=3)[0]
+    return training_problems("riddles", SMALL, seed=seed)[0]
 
 
 @pytest.fixture(scope="module")
 def taught(tiny_model_dir, tmp_path_factory, problem):
-    """Return a function: texts → folder of a small policy that writes each of them about equally often."""
+    """Return a function: texts → folder of a small policy that writes each of them about equally often.
+
+    After half as many steps it garbles one text in ten, and unlearns that instead of what the test is about.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folders = {}
 
-    def teach(*texts, steps=150):
+    def teach(*texts, steps=300):
         if texts in folders:
             return folders[texts]
         tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
@@ -68,7 +76,7 @@ def taught(tiny_model_dir, tmp_path_factory, problem):
 
 
 @pytest.fixture
-def train(taught, tmp_path, monkeypatch):
+def train(taught, seed, tmp_path, monkeypatch):
     """Return a function: what the policy writes, and changes to the settings → run folder after a real training."""
     from problama_utils.training import run_grpo
 
@@ -76,7 +84,7 @@ def train(taught, tmp_path, monkeypatch):
         monkeypatch.setenv("PROBLAMA_MODEL", str(taught(*texts)))
         profile = dataclasses.replace(get_profile("cpu"), riddles=dataclasses.replace(SMALL, **changes),
                                       max_seq_length=2048)
-        return run_grpo("riddles", profile, seed=3, out=tmp_path / "run", strict=False)
+        return run_grpo("riddles", profile, seed=seed, out=tmp_path / "run", strict=False)
 
     return run
 
@@ -89,7 +97,7 @@ def first_cause(folder):
 
 
 def test_a_training_that_learns_is_healthy(train):
-    assert first_cause(train(RIGHT, WRONG, max_steps=18)) == "healthy"
+    assert first_cause(train(RIGHT, WRONG, **TREND)) == "healthy"
 
 
 def test_a_training_with_four_new_tokens_is_truncated_and_told_how_many_to_give(train):
@@ -126,11 +134,11 @@ def test_a_training_with_beta_50_is_held_by_the_kl_penalty_even_where_beta_must_
 
 
 def test_a_training_that_can_only_gain_the_tags_learned_the_form(train):
-    assert first_cause(train(WRONG, "nobody knows", max_steps=20)) == "only the form was learned"
+    assert first_cause(train(WRONG, "nobody knows", **TREND)) == "only the form was learned"
 
 
 def test_a_training_paid_by_length_alone_is_hacked_and_trls_own_state_file_is_enough_to_see_it(
-    taught, tmp_path, monkeypatch
+    taught, seed, tmp_path, monkeypatch
 ):
     from problama_utils.models import attach_lora, load_policy
     from problama_utils.rewards import SLIDE_REWARDS
@@ -138,16 +146,16 @@ def test_a_training_paid_by_length_alone_is_hacked_and_trls_own_state_file_is_en
     from problama_utils.training import grpo_config
     from problama_utils.training_data import training_problems
 
-    long = "from all of the clues that were given here my best guess would be " + RIGHT  # 16 words: 0.35 of 0.5
-    short_paid = dataclasses.replace(SMALL, max_completion_length=112, learning_rate=2e-3, max_steps=15)
+    long = " ".join(string.ascii_lowercase) + " " + RIGHT  # 26 words first: next to nothing is paid for brevity
+    short_paid = dataclasses.replace(SMALL, max_completion_length=112, **TREND)
     monkeypatch.setenv("PROBLAMA_MODEL", str(taught(long, WRONG)))
     profile = dataclasses.replace(get_profile("cpu"), max_seq_length=2048)
-    model, tokenizer = load_policy(profile, seed=3)
-    config = grpo_config(short_paid, profile, seed=3, out=tmp_path)
+    model, tokenizer = load_policy(profile, seed=seed)
+    config = grpo_config(short_paid, profile, seed=seed, out=tmp_path)
     config.reward_weights = [0.0, 1.0, 0.0]  # only the short response is paid; the other two are watched
     config.save_strategy = "no"
-    trainer = make_trainer(model=attach_lora(model, profile, seed=3), reward_funcs=list(SLIDE_REWARDS), args=config,
-                           train_dataset=training_problems("riddles", SMALL, seed=3), processing_class=tokenizer)
+    trainer = make_trainer(model=attach_lora(model, profile, seed=seed), reward_funcs=list(SLIDE_REWARDS), args=config,
+                           train_dataset=training_problems("riddles", SMALL, seed=seed), processing_class=tokenizer)
     trainer.train()
     trainer.save_state()
     folder = next(path.parent for path in tmp_path.rglob("trainer_state.json"))
@@ -167,13 +175,13 @@ def test_a_training_of_four_steps_is_too_short_to_tell(train):
         ({"learning_rate": 1.0, "few_shot": True}, "learning rate too high"),
     ],
 )
-def test_a_training_of_the_embedded_model_that_fails_is_told_why(changes, cause, tmp_path):
+def test_a_training_of_the_embedded_model_that_fails_is_told_why(changes, cause, seed, tmp_path):
     from problama_utils.training import run_grpo
 
     settings = dataclasses.replace(SMALL, **{"max_completion_length": 16, "num_generations": 4, "max_steps": 6,
                                              "dataset_size": 4, "difficulty": 1, **changes})
     profile = dataclasses.replace(get_profile("cpu"), riddles=settings)
-    assert first_cause(run_grpo("riddles", profile, seed=3, out=tmp_path, strict=False)) == cause
+    assert first_cause(run_grpo("riddles", profile, seed=seed, out=tmp_path, strict=False)) == cause
 
 
 def test_the_shipped_riddle_runs_are_healthy():

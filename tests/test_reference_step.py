@@ -13,26 +13,27 @@ from problama_utils.config import GRPOSettings, course_root, get_profile
 from problama_utils.models import attach_lora, load_policy
 from problama_utils.training_data import training_problems
 
+SEED = 1  # see conftest.seed
 SETTINGS = GRPOSettings(max_steps=1, dataset_size=4, prompts_per_step=2, num_generations=4, max_completion_length=6,
                         learning_rate=1e-3, warmup_steps=0, few_shot=False)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.04, 1.0])
-def test_one_step_of_the_plain_loop_is_one_step_of_trl(beta, tiny_model_dir, monkeypatch, tmp_path):
+def test_one_step_of_the_plain_loop_is_one_step_of_trl(beta, seed, tiny_model_dir, monkeypatch, tmp_path):
     monkeypatch.setenv("PROBLAMA_MODEL", str(tiny_model_dir))
     settings = dataclasses.replace(SETTINGS, beta=beta)
     profile = dataclasses.replace(get_profile("cpu"), riddles=settings, max_seq_length=2048)
 
     def policy():
-        model, tokenizer = load_policy(profile, seed=1)
-        return attach_lora(model.float(), profile, seed=1), tokenizer
+        model, tokenizer = load_policy(profile, seed=seed)
+        return attach_lora(model.float(), profile, seed=seed), tokenizer
 
     (theirs, tokenizer), (ours, _) = policy(), policy()
-    problems = training_problems("riddles", settings, seed=1)
+    problems = training_problems("riddles", settings, seed=seed)
     # random text earns nothing from the slides' rewards, so another function of the text takes their place
     monkeypatch.setattr(reference_step, "total_reward",
                         lambda completions, **_: [float(sum(text[0]["content"].encode()) % 3) for text in completions])
-    step = reference_step.trl_step(theirs, tokenizer, problems, settings, profile, seed=1, out=tmp_path)
+    step = reference_step.trl_step(theirs, tokenizer, problems, settings, profile, seed=seed, out=tmp_path)
     assert len(set(step.rewards)) > 1  # groups with spread, or nothing would be compared
     before = {name: weight.detach().clone() for name, weight in ours.named_parameters() if weight.requires_grad}
     optimizer = torch.optim.AdamW(ours.parameters(), lr=settings.learning_rate, weight_decay=0.0)

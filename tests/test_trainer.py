@@ -11,6 +11,7 @@ from trl import GRPOConfig, GRPOTrainer
 from problama_utils import trainer as trainer_module
 from problama_utils.trainer import SharedPrefixGRPOTrainer, keep_master_weights, make_trainer, trainer_class
 
+SEED = 5  # see conftest.seed
 PROMPTS = ["w1 w2 w3", "w1 w2 w4 w5", "w1 w2 w6 w7 w8", "w9"]
 
 
@@ -67,10 +68,10 @@ def trained(kind, folder, **settings):
     ],
     ids=lambda settings: ",".join(f"{k}={v}" for k, v in settings.items()),
 )
-def test_whole_trainings_agree_with_the_stock_trainer_on_the_same_rollouts(tmp_path, settings):
+def test_whole_trainings_agree_with_the_stock_trainer_on_the_same_rollouts(tmp_path, settings, seed):
     """Loss, KL, entropy, clipping and gradient norm of every step, and the weights at the end."""
-    stock_logs, stock_weights = trained(StockOnOurRollouts, tmp_path / "stock", **settings)
-    our_logs, our_weights = trained(SharedPrefixGRPOTrainer, tmp_path / "ours", **settings)
+    stock_logs, stock_weights = trained(StockOnOurRollouts, tmp_path / "stock", seed=seed, **settings)
+    our_logs, our_weights = trained(SharedPrefixGRPOTrainer, tmp_path / "ours", seed=seed, **settings)
     assert len(our_logs) == settings.get("max_steps", 3)
     assert min(row.get("completions/min_length", 7) for row in our_logs) < 7  # some completions stopped early
     for stock, ours in zip(stock_logs, our_logs, strict=True):
@@ -103,11 +104,10 @@ def random_rollouts(seed, lengths, width=7):
 @pytest.mark.parametrize("beta", [0.0, 0.3])
 @pytest.mark.parametrize("iterations", [1, 2])
 @pytest.mark.parametrize("lengths", [(7, 3, 1, 5, 2, 7, 7, 4), (1,) * 8], ids=["unequal", "length 1"])
-def test_loss_and_every_adapter_gradient_equal_the_stock_ones(tmp_path, beta, iterations, lengths):
+def test_loss_and_every_adapter_gradient_equal_the_stock_ones(tmp_path, beta, iterations, lengths, seed):
     """Log-probabilities within 1e-4, loss within 1e-5, each gradient within 1e-3 relative, in fp32."""
-    torch.manual_seed(0)
-    inputs = random_rollouts(1, lengths)
-    model = with_lora(tiny_llama())
+    inputs = random_rollouts(1 + seed, lengths)
+    model = with_lora(tiny_llama(seed))
     results = []
     for number, kind in enumerate((GRPOTrainer, SharedPrefixGRPOTrainer)):
         built = build(kind, tmp_path / str(number), model=copy.deepcopy(model), beta=beta)
@@ -134,20 +134,20 @@ def test_loss_and_every_adapter_gradient_equal_the_stock_ones(tmp_path, beta, it
         assert float((our_gradients[name] - wanted).norm()) <= 1e-3 * float(wanted.norm()) + 1e-7, name
 
 
-def test_the_reference_policy_stays_where_the_adapter_began(tmp_path):
+def test_the_reference_policy_stays_where_the_adapter_began(tmp_path, seed):
     """At the first step policy and reference are one model, so the KL is exactly 0, in bf16 too."""
     model = with_lora(tiny_llama().to(torch.bfloat16))
-    logs, _ = trained(SharedPrefixGRPOTrainer, tmp_path, model=model, beta=0.1)
+    logs, _ = trained(SharedPrefixGRPOTrainer, tmp_path, model=model, beta=0.1, seed=seed)
     assert logs[0]["kl"] == 0.0
     assert logs[-1]["kl"] > 0.0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path, dtype):
+def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path, dtype, seed):
     def run(folder, **settings):
         model = with_lora(tiny_llama().to(dtype))
-        return build(SharedPrefixGRPOTrainer, folder, model=model, beta=0.1, max_steps=4, **settings)
+        return build(SharedPrefixGRPOTrainer, folder, model=model, beta=0.1, max_steps=4, seed=seed, **settings)
 
     whole = run(tmp_path / "whole", save_strategy="steps", save_steps=2)
     whole.train()

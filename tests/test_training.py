@@ -74,11 +74,11 @@ def test_our_settings_reach_trl_unchanged(profile, tmp_path):
 
 
 @pytest.mark.parametrize("task", ["riddles", "piqa"])
-def test_a_run_leaves_a_log_a_record_and_an_adapter_that_loads(task, profile, tmp_path):
-    folder = run_grpo(task, profile, seed=3, out=tmp_path / task, strict=False)
+def test_a_run_leaves_a_log_a_record_and_an_adapter_that_loads(task, profile, seed, tmp_path):
+    folder = run_grpo(task, profile, seed=seed, out=tmp_path / task, strict=False)
     log, record = monitoring.read_log(folder), monitoring.read_run(folder)
     assert log.index.tolist() == [1, 2] and set(monitoring.SLIDE_CURVES) <= set(log.columns)
-    assert record["seed"] == 3 and record["problems"] == 4 and record["versions"]["trl"]
+    assert record["seed"] == seed and record["problems"] == 4 and record["versions"]["trl"]
     assert record["source"] == f"the course's own {'physical' if task == 'piqa' else task}.jsonl"
     load_adapter(load_policy(profile)[0], folder / ADAPTER_FOLDER)
 
@@ -97,9 +97,9 @@ def test_questions_like_piqas_train_a_run_that_says_their_source(profile, tmp_pa
     assert record["problems"] in (19, 20) and "1 of " in capsys.readouterr().err
 
 
-def test_two_runs_with_the_same_seed_agree_and_another_seed_differs(profile, tmp_path):
-    logs = [monitoring.read_log(run_grpo("riddles", profile, seed=seed, out=tmp_path / name, strict=False))
-            for name, seed in (("a", 1), ("b", 1), ("c", 2))]
+def test_two_runs_with_the_same_seed_agree_and_another_seed_differs(profile, seed, tmp_path):
+    logs = [monitoring.read_log(run_grpo("riddles", profile, seed=s, out=tmp_path / name, strict=False))
+            for name, s in (("a", seed), ("b", seed), ("c", seed + 1))]
     columns = ["reward", "loss", "grad_norm", "completions/mean_length", "entropy"]
     assert logs[0][columns].equals(logs[1][columns]) and not logs[0][columns].equals(logs[2][columns])
 
