@@ -574,7 +574,7 @@ def harmed(monkeypatch, quantity, value):
     """Let a quantity of step 2 be `value`, in TRL's trainer itself."""
     from trl import GRPOTrainer
 
-    computed = GRPOTrainer._compute_loss
+    computed = vars(GRPOTrainer)["_compute_loss"]
 
     def odd(self, model, inputs):
         loss = computed(self, model, inputs)
