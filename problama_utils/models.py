@@ -8,11 +8,12 @@ weights: it is the same model with its adapter switched off.
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from problama_utils.adapters import KEY_MAPPING, adapter_folder, check_adapter
-from problama_utils.config import Profile
+from problama_utils.config import Profile, cache_dir
 from problama_utils.embedded_model import embedded_model_dir, quiet_transformers
 from problama_utils.errors import CourseError
 from problama_utils.gated_model import (
@@ -24,6 +25,7 @@ from problama_utils.gated_model import (
     scrubbed,
     shows_token,
 )
+from problama_utils.gpu import samples_with_vllm
 from problama_utils.likelihood import first_broken_weight
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ def load_policy(profile: Profile, *, seed: int | None = None) -> tuple[PreTraine
     Raises:
         CourseError: the weights cannot be had (gated: the message names the switch), or the backend is missing.
     """
+    if profile.backend == "unsloth":
+        _prepare_unsloth(profile)  # before transformers and TRL, which it patches
     if seed is not None:
         from transformers import set_seed
 
@@ -61,7 +65,7 @@ def load_policy(profile: Profile, *, seed: int | None = None) -> tuple[PreTraine
         raise CourseError(trouble)
     refused = None
     try:
-        with quiet_transformers():
+        with nullcontext() if _is_fetched(source) else quiet_transformers():  # gigabytes deserve a bar
             model, tokenizer = load(profile, source)
     except Exception as error:  # each library wraps the hub's 401 or 403 in an error of its own
         if status := refusal(error):
@@ -86,34 +90,48 @@ def load_policy(profile: Profile, *, seed: int | None = None) -> tuple[PreTraine
     return model, tokenizer
 
 
-def _load_with_unsloth(profile: Profile, source: str) -> tuple[Any, Any]:
+def _is_fetched(source: str) -> bool:
+    """Tell whether loading will fetch a model from the hub first."""
+    from problama_utils.machine import model_here
+
+    return on_hub(source) and not model_here(source)
+
+
+def _prepare_unsloth(profile: Profile) -> None:
+    """Import unsloth; the code that it generates goes into the course's cache, not into the reader's folder."""
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_dir() / "unsloth_compiled_cache"))
     try:
-        from unsloth import FastLanguageModel
+        import unsloth  # noqa: F401
     except ImportError as error:
         raise CourseError(f"Profile {profile.name!r} loads its model through unsloth, which cannot be imported here "
                           f"({error}). Install it with `python problama_utils/install.py`, or set PROBLAMA_PROFILE=cpu."
                           ) from error
+
+
+def _load_with_unsloth(profile: Profile, source: str) -> tuple[Any, Any]:
+    from unsloth import FastLanguageModel
+
     return FastLanguageModel.from_pretrained(
         model_name=source,
         max_seq_length=profile.max_seq_length,
         max_lora_rank=profile.max_lora_rank,
         load_in_4bit=profile.load_in_4bit,
-        fast_inference=profile.fast_inference,
+        fast_inference=samples_with_vllm(profile),
         gpu_memory_utilization=profile.gpu_memory_utilization,
-        **({"dtype": compute_dtype()} if os.environ.get(DTYPE_VARIABLE, "").strip() else {}),
+        **({"dtype": compute_dtype(profile)} if os.environ.get(DTYPE_VARIABLE, "").strip() else {}),
     )
 
 
 def _load_with_transformers(profile: Profile, source: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-    options: dict[str, Any] = {"dtype": compute_dtype(), "use_safetensors": True, "trust_remote_code": False}
+    options: dict[str, Any] = {"dtype": compute_dtype(profile), "use_safetensors": True, "trust_remote_code": False}
     if profile.load_in_4bit:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=compute_dtype(),
+            bnb_4bit_compute_dtype=compute_dtype(profile),
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
@@ -129,19 +147,20 @@ def _load_with_transformers(profile: Profile, source: str) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def compute_dtype() -> torch.dtype:
+def compute_dtype(profile: Profile | None = None) -> torch.dtype:
     """Return the type that matrices are multiplied in: PROBLAMA_DTYPE, else what the hardware does natively.
 
     Without PROBLAMA_DTYPE (float32, bfloat16 or float16) it is bf16 where the processor or card multiplies it natively,
     else fp32 (CPU) or fp16 (GPU). `torch.cuda.is_bf16_supported()` answers True on a T4, where bf16 is emulated: the
-    compute capability decides.
+    compute capability decides. A profile that uses no GPU computes on the CPU whatever card there is; None asks for
+    this machine's own.
 
     Raises:
         CourseError: PROBLAMA_DTYPE names no such type, or float16 for a CPU.
     """
     import torch
 
-    on_card = torch.cuda.is_available()
+    on_card = torch.cuda.is_available() and (profile is None or profile.uses_gpu)
     wanted = os.environ.get(DTYPE_VARIABLE, "").strip().lower().removeprefix("torch.")
     if wanted:
         if wanted not in DTYPES:

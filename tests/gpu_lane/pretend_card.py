@@ -10,6 +10,7 @@ What a card would do otherwise and nothing here shows: memory, speed, fp16, 4-bi
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
 from types import SimpleNamespace
@@ -82,8 +83,8 @@ def rotate(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tenso
 def bring_to_the_cpu() -> None:
     """Point what unsloth has imported at the CPU, patch TRL with unsloth's GRPO trainer, load in fp32."""
     import unsloth
-    from unsloth.models import llama, rl
 
+    llama, rl = (importlib.import_module(f"unsloth.models.{name}") for name in ("llama", "rl"))
     os.environ["UNSLOTH_ALLOW_CPU"] = "0"  # with it unsloth would leave TRL's trainer as it is
     _settle(module for name, module in sys.modules.items() if name.partition(".")[0] in ("unsloth", "unsloth_zoo"))
     llama.get_current_device = lambda: "cpu"
