@@ -8,7 +8,8 @@ weights: it is the same model with its adapter switched off.
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -228,16 +229,74 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     Raises:
         CourseError: the folder holds no adapter, a broken one, or one made for another architecture (`adapters`).
     """
+    return load_adapters(model, {"default": folder})
+
+
+def load_adapters(model: PreTrainedModel, folders: Mapping[str, str | Path]) -> PreTrainedModel:
+    """Return the model with several saved adapters in memory, frozen, the first one active; see `speaking_as`.
+
+    One base model serves all of them: three policies of 8B parameters in 4 bits take 6.4 GB instead of 17.
+
+    Args:
+        model: the bare base model, from `load_policy`.
+        folders: name → folder of its adapter.
+
+    Raises:
+        CourseError: no folder at all, a name that peft cannot take, or an adapter that `load_adapter` would refuse;
+            all are checked before the first is loaded.
+    """
     from peft import PeftModel
 
-    folder = adapter_folder(folder)
-    check_adapter(model, folder)
+    if not folders:
+        raise CourseError("No adapter is named: give at least one name and folder.")
+    if hasattr(model, "peft_config"):
+        raise CourseError("The model has an adapter already: give the base model that `load_policy` returns.")
+    for name in folders:
+        if not (isinstance(name, str) and name.strip()) or "." in name or "lora_" in name:
+            raise CourseError(f"An adapter cannot be called {name!r}: use letters, digits and hyphens.")
+    places = {name: adapter_folder(folder) for name, folder in folders.items()}
+    for place in places.values():
+        check_adapter(model, place)
+    for name, place in places.items():
+        try:
+            if hasattr(model, "peft_config"):
+                model.load_adapter(str(place), adapter_name=name, key_mapping=KEY_MAPPING)
+            else:
+                model = PeftModel.from_pretrained(model, str(place), adapter_name=name, key_mapping=KEY_MAPPING)
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise CourseError(f"The adapter in {place.name!r} does not fit this model ({first_line}): load the base "
+                              "model that it was trained on.") from error
+    return model
+
+
+@contextmanager
+def speaking_as(model: PreTrainedModel, name: str | None) -> Iterator[PreTrainedModel]:
+    """Let one of the adapters of `load_adapters` speak within a `with`, or the base model (None); then as before.
+
+    Raises:
+        CourseError: no adapter of that name is in memory.
+    """
+    loaded = getattr(model, "peft_config", {})
+    if name is not None and name not in loaded:
+        raise CourseError(f"No adapter {name!r} is in memory, there are {', '.join(map(repr, loaded)) or 'none'}: name "
+                          "one of these, or None for the base model.")
+    if not loaded:
+        yield model
+        return
+    trainable = {id(weight) for weight in model.parameters() if weight.requires_grad}
+    before = model.active_adapter
     try:
-        return PeftModel.from_pretrained(model, str(folder), key_mapping=KEY_MAPPING)
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CourseError(f"The adapter in {folder.name!r} does not fit this model ({first_line}): load the base model "
-                          "that it was trained on.") from error
+        if name is None:
+            with model.disable_adapter():
+                yield model
+        else:
+            model.set_adapter(name, inference_mode=True)
+            yield model
+    finally:  # peft makes whatever it switches on trainable
+        model.set_adapter(before)
+        for weight in model.parameters():
+            weight.requires_grad_(id(weight) in trainable)
 
 
 def parameter_counts(model: PreTrainedModel) -> dict[str, int]:

@@ -126,3 +126,92 @@ def test_one_answer_says_whether_vllm_samples(version, plugin, four_bits, sixtee
     assert grpo_config(slides.riddles, slides, seed=1, out=tmp_path).use_vllm is four_bits
     capsys.readouterr()
     assert gpu.samples_with_vllm(get_profile("colab-t4")) is False and capsys.readouterr().err == ""
+
+
+UNSLOTH = """
+import os, sys
+early = sorted({"transformers", "trl", "peft"} & set(sys.modules))
+assert not early, early
+print("compiled into", os.environ["UNSLOTH_COMPILE_LOCATION"])
+class FastLanguageModel:
+    @staticmethod
+    def from_pretrained(**settings):
+        print("asked", settings)
+        raise SystemExit(0)
+"""
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("profile", ["colab-t4", "slides"])
+@pytest.mark.parametrize("first", ["", "import problama_utils.training", "import problama_utils.evaluation, torch"])
+def test_unsloth_comes_before_the_libraries_that_it_patches(first, profile, seed, tmp_path):
+    (tmp_path / "unsloth.py").write_text(UNSLOTH)
+    program = f"""
+{first}
+from problama_utils.config import get_profile
+from problama_utils.models import load_policy
+load_policy(get_profile({profile!r}), seed={seed})
+"""
+    environment = {**os.environ, "PYTHONPATH": f"{course_root()}{os.pathsep}{tmp_path}", "PROBLAMA_HOME": str(tmp_path)}
+    environment.pop("UNSLOTH_COMPILE_LOCATION", None)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment,
+                          cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"compiled into {tmp_path / 'unsloth_compiled_cache'}" in done.stdout
+    assert "'fast_inference': False" in done.stdout and ("wants vLLM" in done.stderr) == (profile == "slides")
+
+
+@pytest.mark.parametrize(
+    ("model", "cached", "bar"),
+    [("unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit", False, True), ("meta-llama/Llama-3.1-8B-Instruct", False, True),
+     ("unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit", True, False), ("embedded", False, False), (".", False, False)],
+)
+def test_a_download_of_gigabytes_shows_its_bar_and_nothing_else_does(model, cached, bar, tmp_path, monkeypatch):
+    from transformers.utils import logging
+
+    from problama_utils import models
+
+    if cached:
+        place = tmp_path / f"models--{model.replace('/', '--')}" / "snapshots" / "1"
+        place.mkdir(parents=True)
+        (place / "model.safetensors").touch()
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.delenv("PROBLAMA_MODEL", raising=False)
+    monkeypatch.setattr(models, "embedded_model_dir", lambda: tmp_path)
+    shown = []
+
+    def load(profile, source):
+        shown.append(logging.is_progress_bar_enabled())
+        raise KeyError("far enough")
+
+    monkeypatch.setattr(models, "_load_with_transformers", load)
+    with pytest.raises(KeyError):
+        models.load_policy(dataclasses.replace(get_profile("cpu"), model_name=model))
+    assert shown == [bar]
+
+
+def test_the_optimiser_is_named_and_counted(tmp_path):
+    """unsloth's own default is adamw_8bit, TRL's adamw_torch_fused: named, none of the two decides."""
+    from problama_utils.memory import ADAM_BYTES, LLAMA_3_1_8B, training_bytes
+    from problama_utils.preflight import counted_gpu_gb, runs_gb
+    from problama_utils.training import grpo_config
+
+    for name in ("cpu", "colab-t4", "slides"):
+        profile = get_profile(name)
+        plain = dataclasses.replace(profile, fast_inference=False)
+        assert grpo_config(profile.riddles, plain, seed=1, out=tmp_path).optim == profile.optim
+        assert profile.optim in ADAM_BYTES
+    slides = get_profile("slides")
+    full = sum(training_bytes(LLAMA_3_1_8B, "grpo", "qlora", 64).values()) / 1e9
+    adapter_gb = LLAMA_3_1_8B.lora_parameters(64) / 1e9
+    assert full - counted_gpu_gb(slides) == pytest.approx((8 - 2.03125) * adapter_gb)
+    assert runs_gb(slides) == pytest.approx(0.1 + (3 * (4 + 4 + 2.03125) + 8) * adapter_gb)
+    assert runs_gb(get_profile("cpu")) < 0.5 < runs_gb(get_profile("colab-t4")) < runs_gb(slides)
+
+
+@pytest.mark.parametrize("task", ["riddles", "piqa"])
+@pytest.mark.parametrize("name", ["cpu", "colab-t4", "slides"])
+def test_a_run_saves_often_enough_to_lose_little_and_seldom_enough_to_cost_little(name, task):
+    settings = getattr(get_profile(name), task)
+    assert 2 <= settings.max_steps / settings.save_every <= 40
+    assert settings.save_every <= 100
