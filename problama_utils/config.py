@@ -134,6 +134,7 @@ RANGES: dict[str, tuple[float, float, object, str]] = {
 CHOICES = {
     "backend": (("transformers", "unsloth"), "use 'transformers' on a CPU"),
     "use_gradient_checkpointing": ((True, False, "unsloth"), "use False on a CPU"),
+    "optim": (("adamw_torch_fused", "adamw_8bit"), "use 'adamw_torch_fused' on a CPU"),
 }  # fmt: skip
 
 

@@ -222,6 +222,8 @@ def test_a_number_is_finite_and_no_text(cls, name):
         (Profile, "name", ["", " ", None, 3, b"cpu"]),
         (Profile, "model_name", ["", None, 8, ["embedded"]]),
         (Profile, "backend", ["Unsloth", "", None, "vllm", True, "transformers "]),
+        (Profile, "optim", ["adamw", "AdamW_8bit", "sgd", "adamw_torch", "paged_adamw_8bit", "", " ", None, 8, True,
+                            "adamw_8bit ", ["adamw_8bit"]]),
         (Profile, "lora", [None, {"r": 8}, 16, get_profile("cpu")]),
         (Profile, "riddles", [None, {"max_steps": 3}, "riddles", LoraSettings()]),
         (Profile, "gpu_memory_utilization", [1.5, 80, -0.1]),

@@ -215,3 +215,30 @@ def test_a_run_saves_often_enough_to_lose_little_and_seldom_enough_to_cost_littl
     settings = getattr(get_profile(name), task)
     assert 2 <= settings.max_steps / settings.save_every <= 40
     assert settings.save_every <= 100
+
+
+@pytest.mark.parametrize("arguments", [[], ["--publish"], ["--only", "01"]])
+@pytest.mark.parametrize(
+    ("asked", "runs"), [(None, "cpu"), ("cpu", "cpu"), ("colab-t4", "colab-t4"), ("slides", "slides"), ("", "")]
+)
+def test_the_course_runs_on_the_cpu_unless_another_profile_is_asked_for(arguments, asked, runs, monkeypatch):
+    from problama_utils import course
+
+    monkeypatch.setenv("PROBLAMA_PROFILE", asked or "")  # so that it is put back afterwards
+    if asked is None:
+        monkeypatch.delenv("PROBLAMA_PROFILE")
+    seen = []
+    monkeypatch.setattr(course, "run_course", lambda *_, **__: seen.append(os.environ["PROBLAMA_PROFILE"]) or 0)
+    assert course.main(arguments) == 0 and seen == [runs]
+
+
+@pytest.mark.parametrize(("profile", "card", "told"), [("cpu", True, True), ("cpu", False, False),
+                                                       ("colab-t4", True, False), ("", True, False)])  # fmt: skip
+def test_a_card_that_the_course_leaves_idle_is_mentioned(profile, card, told, monkeypatch, capsys):
+    from problama_utils import course
+
+    monkeypatch.setenv("PROBLAMA_PROFILE", profile)
+    monkeypatch.setattr(course.shutil, "which", lambda name: f"/usr/bin/{name}" if card else None)
+    monkeypatch.setattr(course, "run_course", lambda *arguments, **options: 0)
+    assert course.main([]) == 0
+    assert ("the GPU is not used" in capsys.readouterr().out) is told
