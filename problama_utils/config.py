@@ -219,7 +219,7 @@ def _cpu() -> Profile:
 def _slides() -> Profile:
     # From the slides: model, 512, 64, seven projections, 4-bit, fast_inference, 0.8, "unsloth", 3407, 800 riddles,
     # 2,000+ PIQA questions, nearly 4,000 steps. The deck shows no GRPOConfig: group, rate, β and ε are ours.
-    # A checkpoint takes 1.7 GB and is read once more for its checksums; a held-out round costs about 15 steps.
+    # A checkpoint takes 1 GB and is read once more for its checksums; a held-out round costs about 15 steps.
     shared = dict(prompts_per_step=1, max_completion_length=200, learning_rate=5e-6, few_shot=False, temperature=1.0,
                   save_every=100, heldout_every=100)
     return Profile(
@@ -233,7 +233,7 @@ def _slides() -> Profile:
 
 def _colab_t4() -> Profile:
     # unsloth's ungated 4-bit copy needs no token; rank 32 and 6 completions leave room for the activations in 16 GB.
-    # A free runtime may be taken away at any time, so it saves more often than `slides`: 0.8 GB ten times a run.
+    # A free runtime may be taken away at any time, so it saves more often than `slides`: 0.5 GB ten times a run.
     shared = dict(prompts_per_step=1, num_generations=6, max_completion_length=128, learning_rate=5e-6,
                   few_shot=False, temperature=1.0, save_every=25, heldout_every=50)
     return Profile(

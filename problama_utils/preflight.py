@@ -151,10 +151,11 @@ def counted_gpu_gb(profile: Profile) -> float:
 def runs_gb(profile: Profile) -> float:
     """Return what the two trainings leave on disk at most: three checkpoints of one while it runs, both adapters.
 
-    A checkpoint holds the adapter in fp32, TRL's copy of its start where β > 0 asks for one, and Adam's moments.
+    A checkpoint holds the adapter in fp32, Adam's moments, and with TRL's own trainer where β > 0 a copy of the
+    adapter's start; unsloth's trainer asks the policy with its adapter switched off.
     """
     model = SMOLLM2_135M if profile.model_name == "embedded" else LLAMA_3_1_8B
-    copies = 2 if profile.riddles.beta or profile.piqa.beta else 1
+    copies = 2 if profile.backend == "transformers" and (profile.riddles.beta or profile.piqa.beta) else 1
     bytes_each = 3 * (4 * copies + ADAM_BYTES[profile.optim]) + 2 * 4
     return LOGS_GB + bytes_each * model.lora_parameters(profile.lora.r) / 1e9
 

@@ -205,7 +205,7 @@ def test_the_optimiser_is_named_and_counted(tmp_path):
     full = sum(training_bytes(LLAMA_3_1_8B, "grpo", "qlora", 64).values()) / 1e9
     adapter_gb = LLAMA_3_1_8B.lora_parameters(64) / 1e9
     assert full - counted_gpu_gb(slides) == pytest.approx((8 - 2.03125) * adapter_gb)
-    assert runs_gb(slides) == pytest.approx(0.1 + (3 * (4 + 4 + 2.03125) + 8) * adapter_gb)
+    assert runs_gb(slides) == pytest.approx(0.1 + (3 * (4 + 2.03125) + 8) * adapter_gb)
     assert runs_gb(get_profile("cpu")) < 0.5 < runs_gb(get_profile("colab-t4")) < runs_gb(slides)
 
 

@@ -65,7 +65,7 @@ def on_the_pretend_card() -> None:
 def train(home: Path) -> dict[str, Any]:
     on_the_pretend_card()
     from problama_utils import progress, run_folder
-    from problama_utils.models import attach_lora, load_adapter
+    from problama_utils.models import attach_lora, load_adapters, speaking_as
     from problama_utils.training import TrainingInterrupted, run_grpo
 
     record: dict[str, Any] = {}
@@ -84,15 +84,12 @@ def train(home: Path) -> dict[str, Any]:
     whole = run_grpo("riddles", profile(), seed=SEED, out=home / "whole", policy=(policy, tokenizer), strict=False)
     record["trained"] = measurements(policy, tokenizer)
 
-    on_log, pending = progress.RunWriter.on_log, [True]
+    def interrupt(self: Any, args: Any, state: Any, control: Any, **given: Any) -> None:
+        watched(self, args, state, control, **given)
+        if state.global_step == 0:
+            os.kill(os.getpid(), signal.SIGINT)  # what "Interrupt kernel" sends; the step is finished first
 
-    def interrupt(self: Any, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
-        on_log(self, args, state, control, logs=logs, **given)
-        if pending and logs and "reward" in logs:
-            pending.clear()
-            os.kill(os.getpid(), signal.SIGINT)  # what "Interrupt kernel" sends
-
-    progress.RunWriter.on_log = interrupt
+    progress.RunWriter.on_train_begin = interrupt
     parts = home / "parts"
     try:
         run_grpo("riddles", profile(), seed=SEED, out=parts, strict=False)
@@ -107,7 +104,11 @@ def train(home: Path) -> dict[str, Any]:
         record[f"heldout_{name}"] = run_folder.read_table(folder / run_folder.HELDOUT_FILE)
         record[f"files_{name}"] = sorted(path.name for path in folder.iterdir())
     model, tokenizer = load()
-    record["reloaded"] = measurements(load_adapter(model, whole / run_folder.ADAPTER_FOLDER), tokenizer)
+    both = {name: folder / run_folder.ADAPTER_FOLDER for name, folder in (("parts", parts), ("whole", whole))}
+    model = load_adapters(model, both)
+    for name, key in (("whole", "reloaded"), (None, "switched_off")):
+        with speaking_as(model, name) as policy:
+            record[key] = measurements(policy, tokenizer)
     return record
 
 
@@ -125,6 +126,7 @@ def plain(home: Path) -> dict[str, Any]:
 def defaults(home: Path) -> dict[str, Any]:
     import inspect
 
+    import trl
     from trl import GRPOConfig
 
     stock = inspect.signature(GRPOConfig.__init__).parameters
@@ -132,7 +134,11 @@ def defaults(home: Path) -> dict[str, Any]:
     from UnslothGRPOTrainer import UnslothGRPOConfig
 
     theirs = inspect.signature(UnslothGRPOConfig.__init__).parameters
-    return {"differ": {name: str(found.default) for name, found in theirs.items()
+    from problama_utils.training import grpo_config
+
+    trl.GRPOConfig = dict
+    named = grpo_config(profile().riddles, profile(), seed=SEED, out=home)
+    return {"named": sorted(named), "differ": {name: str(found.default) for name, found in theirs.items()
                        if name in stock and str(found.default) != str(stock[name].default)}}  # fmt: skip
 
 
