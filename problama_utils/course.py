@@ -1,9 +1,9 @@
 """Run the course: execute the numbered notebooks in order, measure each, leave copies and one report in `build/`.
 
 `python -m problama_utils.course` is what `make course` calls; it runs on the CPU unless PROBLAMA_PROFILE names another
-profile. With `--publish` the executed notebooks also replace
-the committed ones (outputs cleaned of noise), the measurements go to `assets/results/course.json`, and the README's
-table is written from them, so that no figure in it is typed by hand.
+profile. With `--publish` the executed notebooks also replace the committed ones (outputs cleaned of noise), the
+measurements go to `assets/results/course.json`, and the README's table is written from them, so that no figure in it is
+typed by hand.
 """
 
 from __future__ import annotations

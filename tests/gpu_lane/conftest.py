@@ -23,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 
 def lane_packages() -> str:
     """Return a fingerprint of what decides the environment's contents."""
-    parts = [*install.UNSLOTH, *install.UNSLOTH_NEEDS, TRITON, install.wanted_state(), sys.prefix]
+    parts = [*install.UNSLOTH, *install.UNSLOTH_NEEDS, TRITON, sys.version, sys.prefix]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
