@@ -141,9 +141,12 @@ class FastLanguageModel:
 """
 
 
-@pytest.mark.parametrize("seed", [None, 3])
-@pytest.mark.parametrize("profile", ["colab-t4", "slides"])
-@pytest.mark.parametrize("first", ["", "import problama_utils.training", "import problama_utils.evaluation, torch"])
+@pytest.mark.parametrize(
+    ("first", "profile", "seed"),
+    [("", "colab-t4", 3), ("", "slides", None), ("import problama_utils.training", "slides", None),
+     ("import problama_utils.evaluation, torch", "colab-t4", None),
+     ("import problama_utils.arc_study", "colab-t4", None)],
+)
 def test_unsloth_comes_before_the_libraries_that_it_patches(first, profile, seed, tmp_path):
     (tmp_path / "unsloth.py").write_text(UNSLOTH)
     program = f"""
