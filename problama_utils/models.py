@@ -26,7 +26,7 @@ from problama_utils.gated_model import (
     scrubbed,
     shows_token,
 )
-from problama_utils.gpu import samples_with_vllm
+from problama_utils.gpu import installed, samples_with_vllm
 from problama_utils.likelihood import first_broken_weight
 
 if TYPE_CHECKING:
@@ -113,15 +113,23 @@ def _prepare_unsloth(profile: Profile) -> None:
 def _load_with_unsloth(profile: Profile, source: str) -> tuple[Any, Any]:
     from unsloth import FastLanguageModel
 
-    return FastLanguageModel.from_pretrained(
-        model_name=source,
-        max_seq_length=profile.max_seq_length,
-        max_lora_rank=profile.max_lora_rank,
-        load_in_4bit=profile.load_in_4bit,
-        fast_inference=samples_with_vllm(profile),
-        gpu_memory_utilization=profile.gpu_memory_utilization,
-        **({"dtype": compute_dtype(profile)} if os.environ.get(DTYPE_VARIABLE, "").strip() else {}),
-    )
+    try:
+        return FastLanguageModel.from_pretrained(
+            model_name=source,
+            max_seq_length=profile.max_seq_length,
+            max_lora_rank=profile.max_lora_rank,
+            load_in_4bit=profile.load_in_4bit,
+            fast_inference=samples_with_vllm(profile),
+            gpu_memory_utilization=profile.gpu_memory_utilization,
+            **({"dtype": compute_dtype(profile)} if os.environ.get(DTYPE_VARIABLE, "").strip() else {}),
+        )
+    except ImportError as error:
+        if not samples_with_vllm(profile):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CourseError(f"vLLM {installed('vllm')} is installed but cannot be loaded ({reason[:200]}): install a "
+                          "release that was built for your torch, or remove it (`pip uninstall vllm`), and unsloth's "
+                          "own `generate` samples instead.") from error
 
 
 def _load_with_transformers(profile: Profile, source: str) -> tuple[Any, Any]:

@@ -245,3 +245,29 @@ def test_a_card_that_the_course_leaves_idle_is_mentioned(profile, card, told, mo
     monkeypatch.setattr(course, "run_course", lambda *arguments, **options: 0)
     assert course.main([]) == 0
     assert ("the GPU is not used" in capsys.readouterr().out) is told
+
+
+BROKEN = ["libcudart.so.13: cannot open shared object file", "undefined symbol: _ZN3c104cuda9SetDeviceEi", "",
+          "No module named 'vllm._C'", "cannot import name 'X' from 'vllm'\nand a second line",
+          "Unsloth: Please install vLLM before enabling `fast_inference`!", "DLL load failed", "x" * 5000,
+          "numpy.core.multiarray failed to import", "GLIBC_2.34 not found"]  # fmt: skip
+
+
+@pytest.mark.parametrize("reason", BROKEN, ids=range(len(BROKEN)))
+def test_a_vllm_that_cannot_be_loaded_is_a_sentence_and_other_import_errors_stay_what_they_are(reason, monkeypatch):
+    from problama_utils import models
+    from problama_utils.errors import CourseError
+
+    def load(**settings):
+        raise ImportError(reason)
+
+    unsloth = type(sys)("unsloth")
+    unsloth.FastLanguageModel = type("FastLanguageModel", (), {"from_pretrained": staticmethod(load)})
+    monkeypatch.setitem(sys.modules, "unsloth", unsloth)
+    monkeypatch.setattr(gpu, "installed", lambda name: {"vllm": "0.27.1"}.get(name, ""))
+    monkeypatch.setattr(models, "installed", gpu.installed)
+    with pytest.raises(CourseError, match="^vLLM 0.27.1 is installed but .*pip uninstall vllm") as caught:
+        models.load_policy(get_profile("slides"))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    with pytest.raises(ImportError):
+        models.load_policy(get_profile("colab-t4"))
