@@ -1,4 +1,5 @@
 # No Problama: two commands do everything, `make course` and `make test`.
+# The course runs on the CPU unless a profile is named: PROBLAMA_PROFILE=colab-t4 make course.
 PYTHON ?= python3
 PY := .venv/bin/python
 export PYTHONUNBUFFERED := 1
@@ -16,7 +17,7 @@ python:
 setup: python
 	@$(PYTHON) problama_utils/install.py --venv .venv
 
-course: python  ## set up, run the six notebooks, leave executed copies and report.html in build/
+course: python  ## set up, run the six notebooks on the CPU, leave executed copies and report.html in build/
 	@$(PYTHON) problama_utils/install.py --venv .venv --then course
 
 test: python  ## lint, unit tests, then every notebook through nbmake

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from problama_utils.decoding_weights import DecodingWeights
 
 Chat = list[dict[str, str]]
+# `generate` takes from the model's own generation_config whatever a call leaves open; Llama-3.1's says top_p = 0.9.
+ALL_TOKENS = {"top_k": 0, "top_p": 1.0, "min_p": None, "top_h": None, "typical_p": 1.0, "epsilon_cutoff": 0.0,
+              "eta_cutoff": 0.0}  # fmt: skip
+UNSHAPED = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
+            "min_length": 0, "min_new_tokens": None, "bad_words_ids": None, "suppress_tokens": None,
+            "begin_suppress_tokens": None, "forced_eos_token_id": None, "sequence_bias": None,
+            "exponential_decay_length_penalty": None, "guidance_scale": None}  # fmt: skip
 
 
 def render(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Chat]) -> list[str]:
@@ -92,9 +99,10 @@ def _generate_rows(model, tokenizer, rows, max_new_tokens, temperature, generato
         return logits
 
     width = max(map(len, rows))
-    batch = tokenizer.pad({"input_ids": rows}, padding=True, return_tensors="pt").to(model.device)
-    how = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
+    # The side is said here: unsloth sets the tokenizer's own to "right" whenever it attaches, trains or samples.
+    batch = tokenizer.pad({"input_ids": rows}, padding=True, padding_side="left", return_tensors="pt").to(model.device)
+    how = {"do_sample": True, "temperature": temperature, **ALL_TOKENS} if temperature > 0 else {"do_sample": False}
     with torch.inference_mode():
-        ids = model.generate(**batch, **how, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id,
-                             logits_processor=LogitsProcessorList([check]))
+        ids = model.generate(**batch, **how, **UNSHAPED, max_new_tokens=max_new_tokens,
+                             pad_token_id=tokenizer.pad_token_id, logits_processor=LogitsProcessorList([check]))
     return ids[:, width:].tolist()

@@ -15,6 +15,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from problama_utils import gpu
 from problama_utils.errors import CourseError
 
 LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
@@ -85,6 +86,7 @@ class Profile:
     riddles: GRPOSettings
     piqa: GRPOSettings
     eval_questions: int = 0  # science questions scored in notebook 06; 0 = all
+    optim: str = "adamw_torch_fused"  # by transformers' names; "adamw_8bit" keeps its two moments in a byte each
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -93,6 +95,11 @@ class Profile:
             _require(budget < self.max_seq_length, f"{task}.max_completion_length", budget,
                      f"below max_seq_length = {self.max_seq_length}",
                      f"leave room for the prompt: use {min(16, self.max_seq_length - 1)} or raise max_seq_length")
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether models of this profile live on a CUDA card."""
+        return self.gpu_memory_utilization > 0
 
     @property
     def max_lora_rank(self) -> int:
@@ -127,6 +134,7 @@ RANGES: dict[str, tuple[float, float, object, str]] = {
 CHOICES = {
     "backend": (("transformers", "unsloth"), "use 'transformers' on a CPU"),
     "use_gradient_checkpointing": ((True, False, "unsloth"), "use False on a CPU"),
+    "optim": (("adamw_torch_fused", "adamw_8bit"), "use 'adamw_torch_fused' on a CPU"),
 }  # fmt: skip
 
 
@@ -211,26 +219,30 @@ def _cpu() -> Profile:
 def _slides() -> Profile:
     # From the slides: model, 512, 64, seven projections, 4-bit, fast_inference, 0.8, "unsloth", 3407, 800 riddles,
     # 2,000+ PIQA questions, nearly 4,000 steps. The deck shows no GRPOConfig: group, rate, β and ε are ours.
-    shared = dict(prompts_per_step=1, max_completion_length=200, learning_rate=5e-6, few_shot=False, temperature=1.0)
+    # A checkpoint takes 1 GB and is read once more for its checksums; a held-out round costs about 15 steps.
+    shared = dict(prompts_per_step=1, max_completion_length=200, learning_rate=5e-6, few_shot=False, temperature=1.0,
+                  save_every=100, heldout_every=100)
     return Profile(
         name="slides", model_name="meta-llama/meta-Llama-3.1-8B-Instruct", backend="unsloth", max_seq_length=512,
         load_in_4bit=True, fast_inference=True, gpu_memory_utilization=0.8, lora=LoraSettings(),
         riddles=GRPOSettings(max_steps=800, dataset_size=800, warmup_steps=80, **shared),
         piqa=GRPOSettings(max_steps=4000, dataset_size=0, warmup_steps=400, **shared),
+        optim="adamw_8bit",
     )
 
 
 def _colab_t4() -> Profile:
     # unsloth's ungated 4-bit copy needs no token; rank 32 and 6 completions leave room for the activations in 16 GB.
+    # A free runtime may be taken away at any time, so it saves more often than `slides`: 0.5 GB ten times a run.
     shared = dict(prompts_per_step=1, num_generations=6, max_completion_length=128, learning_rate=5e-6,
-                  few_shot=False, temperature=1.0)
+                  few_shot=False, temperature=1.0, save_every=25, heldout_every=50)
     return Profile(
         name="colab-t4", model_name="unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit", backend="unsloth",
         max_seq_length=512, load_in_4bit=True, fast_inference=False, gpu_memory_utilization=0.6,
         lora=LoraSettings(r=32, lora_alpha=32),
         riddles=GRPOSettings(max_steps=250, dataset_size=800, warmup_steps=25, **shared),
         piqa=GRPOSettings(max_steps=250, dataset_size=0, warmup_steps=25, **shared),
-        eval_questions=240,
+        eval_questions=240, optim="adamw_8bit",
     )
 
 
@@ -255,25 +267,31 @@ def get_profile(name: str) -> Profile:
 def detect_profile(*, min_slides_gb: float = 30.0) -> Profile:
     """Pick the profile for this machine; the environment variable PROBLAMA_PROFILE overrides.
 
-    Without a CUDA GPU it is `cpu`. A card with at least `min_slides_gb` GB of memory and compute capability 8.0
-    (bf16 in hardware) runs `slides`; a smaller or older one, such as Colab's T4 (7.5, 16 GB), runs `colab-t4`.
+    Without a CUDA GPU it is `cpu`, and also, with a sentence on stderr, where the card is too small or too old or
+    unsloth is missing (`gpu.card_obstacle`). A card with at least `min_slides_gb` GB of memory and compute capability
+    8.0 (bf16 in hardware) runs `slides`; a smaller or older one, such as Colab's T4 (7.5, 16 GB), runs `colab-t4`.
 
     Raises:
         CourseError: PROBLAMA_PROFILE names no profile.
     """
     wanted = os.environ.get("PROBLAMA_PROFILE", "").strip()
     if wanted:
+        if gpu.hides_card():
+            gpu.hide_card()  # the variable may have been set after the package was imported
         return get_profile(wanted)
     import torch  # late: choosing by name needs no torch
 
     if not torch.cuda.is_available():
         return get_profile("cpu")
-    card = torch.cuda.get_device_properties(0)
-    return profile_for_card(card.total_memory / 1e9, torch.cuda.get_device_capability(0), min_slides_gb=min_slides_gb)
+    memory_gb, capability = torch.cuda.get_device_properties(0).total_memory / 1e9, torch.cuda.get_device_capability(0)
+    if why := gpu.card_obstacle(memory_gb, capability, unsloth=bool(gpu.installed("unsloth"))):
+        gpu.tell(f"profile cpu, although there is a GPU: {why}.")
+        return get_profile("cpu")
+    return profile_for_card(memory_gb, capability, min_slides_gb=min_slides_gb)
 
 
 def profile_for_card(memory_gb: float, capability: tuple[int, int], *, min_slides_gb: float = 30.0) -> Profile:
-    """Return the profile for a CUDA card of that memory and compute capability; see `detect_profile`."""
+    """Return the GPU profile for a card that has no `gpu.card_obstacle`; see `detect_profile`."""
     return get_profile("slides" if memory_gb >= min_slides_gb and capability >= (8, 0) else "colab-t4")
 
 

@@ -1,8 +1,9 @@
 """Run the course: execute the numbered notebooks in order, measure each, leave copies and one report in `build/`.
 
-`python -m problama_utils.course` is what `make course` calls. With `--publish` the executed notebooks also replace
-the committed ones (outputs cleaned of noise), the measurements go to `assets/results/course.json`, and the README's
-table is written from them, so that no figure in it is typed by hand.
+`python -m problama_utils.course` is what `make course` calls; it runs on the CPU unless PROBLAMA_PROFILE names another
+profile. With `--publish` the executed notebooks also replace the committed ones (outputs cleaned of noise), the
+measurements go to `assets/results/course.json`, and the README's table is written from them, so that no figure in it is
+typed by hand.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from datetime import date
@@ -26,6 +28,7 @@ from nbformat import NotebookNode
 
 from problama_utils.config import course_root, detect_profile
 from problama_utils.errors import CourseError
+from problama_utils.gpu import hides_card
 from problama_utils.notebook_run import CELL_TIMEOUT, NotebookStopped, Progress, execute, read_notebook
 
 RESULT = Path("assets/results/course.json")
@@ -221,6 +224,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--cell-timeout is a number of seconds, at least 1")
     if options.publish and options.only:
         parser.error("--publish measures the whole course: leave --only out")
+    os.environ.setdefault("PROBLAMA_PROFILE", "cpu")  # kernels inherit it; an empty one lets the hardware choose
+    if hides_card() and shutil.which("nvidia-smi"):
+        print("Profile cpu: the GPU is not used. PROBLAMA_PROFILE=colab-t4 or slides before the command trains on it.")
     return run_course(root, root / "build", only=options.only, publishing=options.publish,
                       cell_timeout=options.cell_timeout)
 

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from problama_utils import gpu as lane
 from problama_utils.config import Profile, cache_dir, get_profile, path_variable, profile_for_card
 from problama_utils.gated_model import ask_hub, chosen_name, hub_home, on_hub, token_place
 from problama_utils.install import installed_version
@@ -27,7 +28,7 @@ NVIDIA_SECONDS = 2.5  # a driver that does not answer by then is broken
 HUB_SECONDS = 2.0
 MIB = 1024**2
 OLDEST_DRIVERS = {11: 450, 12: 525, 13: 580}  # CUDA's major release → the first driver that runs it
-OLDEST_CARDS, OLDEST_CARD = {13: (7, 5)}, (7, 0)  # unsloth's own limit is 7.0
+OLDEST_CARDS = {13: (7, 5)}  # CUDA's major release → the lowest compute capability that it knows
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def look(profile: Profile | None = None) -> Machine:
         gpu_note=gpu_note,
         host=_host(),
         model=model,
-        model_here=_model_here(model),
+        model_here=model_here(model),
         hub=_within(HUB_SECONDS, model) if asks else "",
         token=token_place(),
     )
@@ -100,9 +101,18 @@ def profile_for(gpu: Gpu | None, torch_cuda: str | None, *, min_slides_gb: float
     wanted = os.environ.get("PROBLAMA_PROFILE", "").strip()
     if wanted:
         return get_profile(wanted)
-    if gpu is None or gpu_obstacle(gpu, torch_cuda):
+    if gpu is None or gpu_obstacle(gpu, torch_cuda) or lane_obstacle(gpu):
         return get_profile("cpu")
     return profile_for_card(gpu.memory_gb or 0.0, gpu.capability or (0, 0), min_slides_gb=min_slides_gb)
+
+
+def lane_obstacle(gpu: Gpu) -> str:
+    """Return why the GPU profiles cannot train on this card, and the cure, or "" (`gpu.card_obstacle`).
+
+    What the driver does not tell is not held against the card: torch will know.
+    """
+    memory_gb, capability = gpu.memory_gb or lane.SMALLEST_CARD_GB, gpu.capability or lane.OLDEST_CARD
+    return lane.card_obstacle(memory_gb, capability, unsloth=bool(lane.installed("unsloth")))
 
 
 def gpu_obstacle(gpu: Gpu, torch_cuda: str | None) -> str:
@@ -119,7 +129,7 @@ def gpu_obstacle(gpu: Gpu, torch_cuda: str | None) -> str:
     if number and int(number[0]) < OLDEST_DRIVERS.get(major, 0):
         return (f"driver {gpu.driver} is too old for torch's CUDA {torch_cuda}: update it to {OLDEST_DRIVERS[major]} "
                 "or newer, or install a torch built for an older CUDA")
-    oldest = OLDEST_CARDS.get(major, OLDEST_CARD)
+    oldest = OLDEST_CARDS.get(major, lane.OLDEST_CARD)
     if gpu.capability and gpu.capability < oldest:
         return (f"compute capability {gpu.capability[0]}.{gpu.capability[1]} is below {oldest[0]}.{oldest[1]}, the "
                 f"lowest that torch's CUDA {torch_cuda} knows: choose another card (on Kaggle \"GPU T4 x2\")")
@@ -163,7 +173,7 @@ def _gpu() -> tuple[Gpu | None, str]:
     """Return the card that torch would call cuda:0, or None and the reason."""
     if not shutil.which("nvidia-smi"):
         return None, ""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = None if lane.hides_card() else os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.strip() in ("", "-1"):
         return None, f"CUDA_VISIBLE_DEVICES={visible!r} hides the GPU"
     without = tuple(name for name in NVIDIA_FIELDS if name != "compute_cap")  # drivers before 510 do not know it
@@ -286,7 +296,8 @@ def _host() -> str:
     return "Kaggle" if "KAGGLE_KERNEL_RUN_TYPE" in os.environ else ""
 
 
-def _model_here(model: str) -> bool:
+def model_here(model: str) -> bool:
+    """Tell whether a model's weights are in the cache, or in the folder that it names."""
     if model == "embedded":
         return (cache_dir() / "smollm2-135m-instruct" / "model.safetensors").exists()
     if on_hub(model):

@@ -18,6 +18,8 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 METHODS, REGIMES = ("ppo", "grpo"), ("full", "lora", "qlora")
 NF4_BITS = 4.0 + 0.127
 GIB = 1024**3
+# Two fp32 moments, or two bytes and the fp32 scale of each block of 256 (bitsandbytes, arXiv:2110.02861).
+ADAM_BYTES = {"adamw_torch_fused": 8.0, "adamw_8bit": 2 + 2 * 4 / 256}
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ SMOLLM2_135M = Architecture(49_152, 576, 1_536, 30, 9, 3, tie_word_embeddings=Tr
 
 
 def training_bytes(
-    model: Architecture, method: str, regime: str, rank: int = 64, share_base: bool = False
+    model: Architecture, method: str, regime: str, rank: int = 64, share_base: bool = False, adam_bytes: float = 8
 ) -> dict[str, int]:
     """Bytes that training keeps, by part.
 
@@ -95,6 +97,7 @@ def training_bytes(
         rank: r of LoRA.
         share_base: PPO with adapters may hang the value model's adapters on the policy's frozen base instead of
             loading a second one.
+        adam_bytes: of the two moments of a trained adapter number; `ADAM_BYTES` has them by optimiser.
     Returns:
         Bytes of "policy", "reference", "value", "gradients" and "Adam" (moments, and master weights if any).
         Under LoRA the reference is the policy with its adapters switched off and costs nothing.
@@ -121,7 +124,7 @@ def training_bytes(
         "reference": 0,
         "value": (0 if share_base else value_base) + 4 * (adapter + value_head) if ppo else 0,
         "gradients": 4 * trained,
-        "Adam": 8 * trained,
+        "Adam": round(adam_bytes * trained),
     }
 
 

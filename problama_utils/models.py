@@ -8,11 +8,13 @@ weights: it is the same model with its adapter switched off.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from problama_utils.adapters import KEY_MAPPING, adapter_folder, check_adapter
-from problama_utils.config import Profile
+from problama_utils.config import Profile, cache_dir
 from problama_utils.embedded_model import embedded_model_dir, quiet_transformers
 from problama_utils.errors import CourseError
 from problama_utils.gated_model import (
@@ -24,10 +26,12 @@ from problama_utils.gated_model import (
     scrubbed,
     shows_token,
 )
+from problama_utils.gpu import installed, samples_with_vllm
 from problama_utils.likelihood import first_broken_weight
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPE_VARIABLE = "PROBLAMA_DTYPE"
@@ -51,6 +55,8 @@ def load_policy(profile: Profile, *, seed: int | None = None) -> tuple[PreTraine
     Raises:
         CourseError: the weights cannot be had (gated: the message names the switch), or the backend is missing.
     """
+    if profile.backend == "unsloth":
+        _prepare_unsloth(profile)  # before transformers and TRL, which it patches
     if seed is not None:
         from transformers import set_seed
 
@@ -61,7 +67,7 @@ def load_policy(profile: Profile, *, seed: int | None = None) -> tuple[PreTraine
         raise CourseError(trouble)
     refused = None
     try:
-        with quiet_transformers():
+        with nullcontext() if _is_fetched(source) else quiet_transformers():  # gigabytes deserve a bar
             model, tokenizer = load(profile, source)
     except Exception as error:  # each library wraps the hub's 401 or 403 in an error of its own
         if status := refusal(error):
@@ -86,34 +92,56 @@ def load_policy(profile: Profile, *, seed: int | None = None) -> tuple[PreTraine
     return model, tokenizer
 
 
-def _load_with_unsloth(profile: Profile, source: str) -> tuple[Any, Any]:
+def _is_fetched(source: str) -> bool:
+    """Tell whether loading will fetch a model from the hub first."""
+    from problama_utils.machine import model_here
+
+    return on_hub(source) and not model_here(source)
+
+
+def _prepare_unsloth(profile: Profile) -> None:
+    """Import unsloth; the code that it generates goes into the course's cache, not into the reader's folder."""
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_dir() / "unsloth_compiled_cache"))
     try:
-        from unsloth import FastLanguageModel
+        import unsloth  # noqa: F401
     except ImportError as error:
         raise CourseError(f"Profile {profile.name!r} loads its model through unsloth, which cannot be imported here "
                           f"({error}). Install it with `python problama_utils/install.py`, or set PROBLAMA_PROFILE=cpu."
                           ) from error
-    return FastLanguageModel.from_pretrained(
-        model_name=source,
-        max_seq_length=profile.max_seq_length,
-        max_lora_rank=profile.max_lora_rank,
-        load_in_4bit=profile.load_in_4bit,
-        fast_inference=profile.fast_inference,
-        gpu_memory_utilization=profile.gpu_memory_utilization,
-        **({"dtype": compute_dtype()} if os.environ.get(DTYPE_VARIABLE, "").strip() else {}),
-    )
+
+
+def _load_with_unsloth(profile: Profile, source: str) -> tuple[Any, Any]:
+    from unsloth import FastLanguageModel
+
+    try:
+        return FastLanguageModel.from_pretrained(
+            model_name=source,
+            max_seq_length=profile.max_seq_length,
+            max_lora_rank=profile.max_lora_rank,
+            load_in_4bit=profile.load_in_4bit,
+            fast_inference=samples_with_vllm(profile),
+            gpu_memory_utilization=profile.gpu_memory_utilization,
+            **({"dtype": compute_dtype(profile)} if os.environ.get(DTYPE_VARIABLE, "").strip() else {}),
+        )
+    except ImportError as error:
+        if not samples_with_vllm(profile):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CourseError(f"vLLM {installed('vllm')} is installed but cannot be loaded ({reason[:200]}): install a "
+                          "release that was built for your torch, or remove it (`pip uninstall vllm`), and unsloth's "
+                          "own `generate` samples instead.") from error
 
 
 def _load_with_transformers(profile: Profile, source: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-    options: dict[str, Any] = {"dtype": compute_dtype(), "use_safetensors": True, "trust_remote_code": False}
+    options: dict[str, Any] = {"dtype": compute_dtype(profile), "use_safetensors": True, "trust_remote_code": False}
     if profile.load_in_4bit:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=compute_dtype(),
+            bnb_4bit_compute_dtype=compute_dtype(profile),
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
@@ -129,19 +157,20 @@ def _load_with_transformers(profile: Profile, source: str) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def compute_dtype() -> torch.dtype:
+def compute_dtype(profile: Profile | None = None) -> torch.dtype:
     """Return the type that matrices are multiplied in: PROBLAMA_DTYPE, else what the hardware does natively.
 
     Without PROBLAMA_DTYPE (float32, bfloat16 or float16) it is bf16 where the processor or card multiplies it natively,
     else fp32 (CPU) or fp16 (GPU). `torch.cuda.is_bf16_supported()` answers True on a T4, where bf16 is emulated: the
-    compute capability decides.
+    compute capability decides. A profile that uses no GPU computes on the CPU whatever card there is; None asks for
+    this machine's own.
 
     Raises:
         CourseError: PROBLAMA_DTYPE names no such type, or float16 for a CPU.
     """
     import torch
 
-    on_card = torch.cuda.is_available()
+    on_card = torch.cuda.is_available() and (profile is None or profile.uses_gpu)
     wanted = os.environ.get(DTYPE_VARIABLE, "").strip().lower().removeprefix("torch.")
     if wanted:
         if wanted not in DTYPES:
@@ -209,16 +238,73 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     Raises:
         CourseError: the folder holds no adapter, a broken one, or one made for another architecture (`adapters`).
     """
+    return load_adapters(model, {"default": folder})
+
+
+def load_adapters(model: PreTrainedModel, folders: Mapping[str, str | Path]) -> PeftModel:
+    """Return the model with several saved adapters in memory, frozen, the first one active; see `speaking_as`.
+
+    One base model serves all of them: three policies of 8B parameters in 4 bits take 6.4 GB instead of 17.
+
+    Args:
+        model: the bare base model, from `load_policy`.
+        folders: name → folder of its adapter.
+
+    Raises:
+        CourseError: no folder at all, a name that peft cannot take, or an adapter that `load_adapter` would refuse;
+            all are checked before the first is loaded.
+    """
     from peft import PeftModel
 
-    folder = adapter_folder(folder)
-    check_adapter(model, folder)
+    if not folders:
+        raise CourseError("No adapter is named: give at least one name and folder.")
+    if hasattr(model, "peft_config"):
+        raise CourseError("The model has an adapter already: give the base model that `load_policy` returns.")
+    for name in folders:
+        if not (isinstance(name, str) and name.strip()) or "." in name or "lora_" in name:
+            raise CourseError(f"An adapter cannot be called {name!r}: use letters, digits and hyphens.")
+    places = {name: adapter_folder(folder) for name, folder in folders.items()}
+    for place in places.values():
+        check_adapter(model, place)
+    (first, place), *others = places.items()
     try:
-        return PeftModel.from_pretrained(model, str(folder), key_mapping=KEY_MAPPING)
+        tuned = PeftModel.from_pretrained(model, str(place), adapter_name=first, key_mapping=KEY_MAPPING)
+        for name, place in others:
+            tuned.load_adapter(str(place), adapter_name=name, key_mapping=KEY_MAPPING)
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CourseError(f"The adapter in {folder.name!r} does not fit this model ({first_line}): load the base model "
+        raise CourseError(f"The adapter in {place.name!r} does not fit this model ({first_line}): load the base model "
                           "that it was trained on.") from error
+    return tuned
+
+
+@contextmanager
+def speaking_as(model: PeftModel, name: str | None) -> Iterator[PeftModel]:
+    """Let one of the adapters of `load_adapters` speak within a `with`, or the base model (None); then as before.
+
+    Raises:
+        CourseError: no adapter of that name is in memory.
+    """
+    loaded = getattr(model, "peft_config", {})
+    if name is not None and name not in loaded:
+        raise CourseError(f"No adapter {name!r} is in memory, there are {', '.join(map(repr, loaded)) or 'none'}: name "
+                          "one of these, or None for the base model.")
+    if not loaded:
+        yield model
+        return
+    trainable = {id(weight) for weight in model.parameters() if weight.requires_grad}
+    before = model.active_adapter
+    try:
+        if name is None:
+            with model.disable_adapter():
+                yield model
+        else:
+            model.set_adapter(name, inference_mode=True)
+            yield model
+    finally:  # peft makes whatever it switches on trainable
+        model.set_adapter(before)
+        for weight in model.parameters():
+            weight.requires_grad_(id(weight) in trainable)
 
 
 def parameter_counts(model: PreTrainedModel) -> dict[str, int]:

@@ -17,15 +17,16 @@ from problama_utils.config import PROFILE_NAMES, Profile, course_root, get_profi
 from problama_utils.embedded_model import NEEDED_BYTES
 from problama_utils.errors import CourseError
 from problama_utils.gated_model import SWITCH, UNGATED_COPIES, is_gated, loads_a_copy, on_hub, refusal_sentence
+from problama_utils.gpu import PLUGIN, vllm_obstacle
 from problama_utils.install import NEEDED_GB as INSTALLATION_GB
-from problama_utils.machine import Machine, gpu_obstacle, look, profile_for
-from problama_utils.memory import LLAMA_3_1_8B, training_bytes
+from problama_utils.machine import Machine, gpu_obstacle, lane_obstacle, look, profile_for
+from problama_utils.memory import ADAM_BYTES, LLAMA_3_1_8B, SMOLLM2_135M, training_bytes
 from problama_utils.tested_versions import fits, python_range, wanted_packages
 
 OK, NOTE, WARNING, PROBLEM = "ok", "note", "warning", "problem"
 MEASURED = "assets/results/course.json"
 GPU_RAM_GB = 12.0  # a free Colab has 12.7; not measured
-RUNS_GB = 0.3  # logs and adapters
+LOGS_GB = 0.1
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def _python(machine: Machine) -> Check:
 
 
 def _packages(machine: Machine, profile: Profile) -> Check:
-    wanted = [package for package in wanted_packages(profile) if package.name != "vllm"]
+    wanted = [package for package in wanted_packages(profile) if not package.optional]
     there = [package for package in wanted if package.name in machine.packages]
     versions = machine.packages
     missing = [package.name for package in wanted if package not in there]
@@ -87,6 +88,8 @@ def _packages(machine: Machine, profile: Profile) -> Check:
     other = [f"{p.name} {versions[p.name]} (tested: {p.tested})" for p in there
              if p.tested and versions[p.name].split("+")[0] != p.tested]
     if other:
+        if machine.host:  # the set-up cell keeps the host's own torch and numpy on purpose
+            return Check("packages", NOTE, f"{machine.host}'s own releases are kept: {', '.join(other)}")
         return Check("packages", WARNING, f"untested releases: {', '.join(other)}",
                      f"should they fail, {_install_command(machine)}")
     return Check("packages", OK, f"{len(there)} at the releases that were tested")
@@ -104,10 +107,11 @@ def _install_command(machine: Machine, unsloth: bool = False) -> str:
 def _fast_inference(machine: Machine, profile: Profile) -> list[Check]:
     if not profile.fast_inference:
         return []
-    if "vllm" in machine.packages:
-        return [Check("vLLM", OK, f"{machine.packages['vllm']} samples the completions (fast_inference)")]
-    return [Check("vLLM", PROBLEM, f"profile {profile.name} sets fast_inference = True, which needs vllm",
-                  "`pip install vllm` in the release built for your torch, or set PROBLAMA_PROFILE=colab-t4")]
+    version = machine.packages.get("vllm", "")
+    why = vllm_obstacle(version, four_bits=profile.load_in_4bit, plugin=PLUGIN in machine.packages)
+    if not why:
+        return [Check("vLLM", OK, f"{version} samples the completions (fast_inference)")]
+    return [Check("vLLM", NOTE, f"{why}: unsloth's own `generate` samples the completions, more slowly")]
 
 
 def _gpu(machine: Machine, profile: Profile) -> Check:
@@ -132,13 +136,28 @@ def _gpu(machine: Machine, profile: Profile) -> Check:
         grade = WARNING if profile.name == "slides" else NOTE
         return Check("GPU", grade, f"{found}: no bf16 in hardware (from 8.0 on), so fp16 is used",
                      "set PROBLAMA_PROFILE=colab-t4" if grade == WARNING else "")
+    if not needed and (why := lane_obstacle(card)):
+        return Check("GPU", NOTE, f"{found}, not used: {why}")
     return Check("GPU", OK, found if needed else f"{found}, not used by profile {profile.name}")
 
 
 def counted_gpu_gb(profile: Profile) -> float:
     """Return what Llama-3.1-8B's weights, adapter, gradients and Adam take on a card: counted, not measured."""
     regime = "qlora" if profile.load_in_4bit else "lora"
-    return sum(training_bytes(LLAMA_3_1_8B, "grpo", regime, profile.lora.r).values()) / 1e9
+    parts = training_bytes(LLAMA_3_1_8B, "grpo", regime, profile.lora.r, adam_bytes=ADAM_BYTES[profile.optim])
+    return sum(parts.values()) / 1e9
+
+
+def runs_gb(profile: Profile) -> float:
+    """Return what the two trainings leave on disk at most: three checkpoints of one while it runs, both adapters.
+
+    A checkpoint holds the adapter in fp32, Adam's moments, and with TRL's own trainer where β > 0 a copy of the
+    adapter's start; unsloth's trainer asks the policy with its adapter switched off.
+    """
+    model = SMOLLM2_135M if profile.model_name == "embedded" else LLAMA_3_1_8B
+    copies = 2 if profile.backend == "transformers" and (profile.riddles.beta or profile.piqa.beta) else 1
+    bytes_each = 3 * (4 * copies + ADAM_BYTES[profile.optim]) + 2 * 4
+    return LOGS_GB + bytes_each * model.lora_parameters(profile.lora.r) / 1e9
 
 
 def _gpu_memory(machine: Machine, profile: Profile) -> list[Check]:
@@ -188,10 +207,10 @@ def download_gb(profile: Profile, model: str) -> float:
 def _disk(machine: Machine, profile: Profile) -> Check:
     if machine.disk_free_gb is None:
         return Check("disk", NOTE, "this system does not tell how much disk is free")
-    parts = {"runs": RUNS_GB}
+    parts = {"runs": runs_gb(profile)}
     if not machine.model_here:
         parts["model"] = download_gb(profile, machine.model)
-    if any(package.name not in machine.packages for package in wanted_packages(profile)):
+    if any(package.name not in machine.packages for package in wanted_packages(profile) if not package.optional):
         parts["packages"] = INSTALLATION_GB
     need = sum(parts.values())
     found = f"{machine.disk_free_gb:.1f} GB free, {need:.1f} needed ({', '.join(parts)})"

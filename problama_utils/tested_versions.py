@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from problama_utils.config import Profile, course_root
+from problama_utils.gpu import PLUGIN
 from problama_utils.install import UNSLOTH, name_and_range, ranges, requirements
 from problama_utils.install import fits as fits
 
@@ -21,6 +22,7 @@ class Wanted:
     name: str  # normalised: lower case, hyphens
     ranges: str = ""  # releases that may do, such as ">=5.17,<5.18"; "" = any
     tested: str = ""  # the release that was run; "" = none named
+    optional: bool = False  # used where it is there
 
 
 def normalised(name: str) -> str:
@@ -42,7 +44,7 @@ def wanted_packages(profile: Profile) -> list[Wanted]:
             name, version = pin.split("==")
             packages.append(Wanted(normalised(name), "", version))
         if profile.fast_inference:
-            packages.append(Wanted("vllm"))
+            packages += [Wanted("vllm", optional=True), Wanted(PLUGIN, optional=True)]
     return packages
 
 

@@ -183,17 +183,20 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
 
 
-def trainer_class(name: str = "shared-prefix") -> type[GRPOTrainer]:
+def trainer_class(name: str = "shared-prefix", *, on_gpu: bool = True) -> type[GRPOTrainer]:
     """Return the trainer of that name: "shared-prefix" (ours) or "stock" (TRL's own).
 
-    On a CUDA machine both names give TRL's class: unsloth patches it, and shares prefixes there itself.
+    On a CUDA card both names give TRL's class: unsloth patches it, and shares prefixes there itself. `on_gpu=False`
+    says that the training keeps off a card that there may be.
 
     Raises:
         CourseError: no such trainer.
     """
-    return GRPOTrainer if check_trainer(name) == "stock" or torch.cuda.is_available() else SharedPrefixGRPOTrainer
+    stock = check_trainer(name) == "stock" or (on_gpu and torch.cuda.is_available())
+    return GRPOTrainer if stock else SharedPrefixGRPOTrainer
 
 
 def make_trainer(*args: Any, trainer: str = "shared-prefix", **kwargs: Any) -> GRPOTrainer:
     """Construct `trainer_class(trainer)`; all other arguments are TRL's."""
-    return trainer_class(trainer)(*args, **kwargs)
+    on_gpu = not getattr(kwargs.get("args"), "use_cpu", False)
+    return trainer_class(trainer, on_gpu=on_gpu)(*args, **kwargs)

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from problama_utils import checkpoints, monitoring, run_folder
 from problama_utils.config import GRPOSettings, Profile, runs_dir
 from problama_utils.errors import CourseError
+from problama_utils.gpu import samples_with_vllm
 from problama_utils.machine import peak_memory_gb
 from problama_utils.models import attach_lora, compute_dtype, load_policy, model_source
 from problama_utils.problems import fingerprint
@@ -80,11 +81,12 @@ def grpo_config(settings: GRPOSettings, profile: Profile, *, seed: int, out: Pat
         scale_rewards="group",  # divide by the group's standard deviation, as on the slide
         weight_decay=0.0,
         max_grad_norm=1.0,
-        bf16=compute_dtype() is torch.bfloat16,
-        fp16=compute_dtype() is torch.float16,
-        use_cpu=not torch.cuda.is_available(),
+        bf16=compute_dtype(profile) is torch.bfloat16,
+        fp16=compute_dtype(profile) is torch.float16,
+        use_cpu=not (profile.uses_gpu and torch.cuda.is_available()),
+        optim=profile.optim,
         gradient_checkpointing=bool(profile.lora.use_gradient_checkpointing),
-        use_vllm=profile.fast_inference,
+        use_vllm=samples_with_vllm(profile),
         logging_steps=1,
         logging_nan_inf_filter=False,  # on, a loss that is NaN would be logged as a plausible number
         save_strategy="steps",
@@ -158,7 +160,7 @@ def run_grpo(
                                           f"run is saved in {real.name!r}. Make the same call again to go on from "
                                           "there.")
             minutes = (time.perf_counter() - started) / 60
-            _save(grpo, real, {**plan, **_run_record(problems, longest, minutes)})
+            _save(grpo, real, {**plan, **_run_record(profile, problems, longest, minutes)})
         except checkpoints.NotFinite as broken:
             sentence = _why_it_broke(broken, real, settings)
             if strict:
@@ -242,7 +244,7 @@ def _make_trainer(
         return progress.heldout_counts(policy, tokenizer, heldout, settings.max_completion_length)
 
     watchers = [progress.LiveCurve()] if progress.someone_watches() else []
-    grpo = checkpoints.with_safe_checkpoints(trainer_class(name))(
+    grpo = checkpoints.with_safe_checkpoints(trainer_class(name, on_gpu=profile.uses_gpu))(
         model=model,
         reward_funcs=rewards,
         args=grpo_config(settings, profile, seed=seed, out=folder),
@@ -278,7 +280,7 @@ def _save(grpo: GRPOTrainer, folder: Path, record: dict[str, Any]) -> None:
                           ) from error
 
 
-def _run_record(problems: Dataset, longest: int, minutes: float) -> dict[str, Any]:
+def _run_record(profile: Profile, problems: Dataset, longest: int, minutes: float) -> dict[str, Any]:
     return {
         "date": date.today().isoformat(),
         "minutes": round(minutes, 2),
@@ -288,7 +290,7 @@ def _run_record(problems: Dataset, longest: int, minutes: float) -> dict[str, An
         "source": problems.info.description,
         "longest_prompt_tokens": longest,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in RECORDED_PACKAGES}},
-        "machine": f"{platform.system()} {platform.machine()}, {_cores()} cores, {str(compute_dtype())[6:]}",
+        "machine": f"{platform.system()} {platform.machine()}, {_cores()} cores, {str(compute_dtype(profile))[6:]}",
     }
 
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from problama_utils import gpu
 from problama_utils.config import (
     PROFILE_NAMES,
     RANGES,
@@ -56,9 +57,11 @@ def test_the_environment_overrides_the_hardware(name, monkeypatch):
 @pytest.mark.parametrize(
     ("gigabytes", "capability", "expected"),
     [(16, (7, 5), "colab-t4"), (24, (8, 6), "colab-t4"), (40, (8, 0), "slides"), (80, (9, 0), "slides"),
-     (32, (7, 0), "colab-t4")],  # a V100 has the memory but no bf16
+     (32, (7, 0), "colab-t4"),  # a V100 has the memory but no bf16
+     (15.8, (7, 5), "colab-t4"), (13.9, (8, 9), "cpu"), (12, (8, 6), "cpu"), (8, (8, 6), "cpu"), (4, (7, 5), "cpu"),
+     (16, (6, 0), "cpu"), (24, (5, 2), "cpu")],
 )
-def test_a_card_is_judged_by_memory_and_capability(gigabytes, capability, expected, monkeypatch):
+def test_a_card_is_judged_by_memory_and_capability(gigabytes, capability, expected, monkeypatch, capsys):
     import torch
 
     card = type("Card", (), {"total_memory": gigabytes * 1.0e9})
@@ -66,7 +69,13 @@ def test_a_card_is_judged_by_memory_and_capability(gigabytes, capability, expect
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(gpu, "installed", lambda name: "2026.10.9")
     assert detect_profile().name == expected
+    said = capsys.readouterr().err
+    assert ("although there is a GPU" in said and ": take" in said or ": choose" in said) == (expected == "cpu")
+    monkeypatch.setattr(gpu, "installed", lambda name: "")
+    assert detect_profile().name == "cpu"
+    assert "although there is a GPU" in capsys.readouterr().err
 
 
 def test_an_unknown_profile_is_one_line_that_lists_the_known_ones(monkeypatch):
@@ -213,6 +222,8 @@ def test_a_number_is_finite_and_no_text(cls, name):
         (Profile, "name", ["", " ", None, 3, b"cpu"]),
         (Profile, "model_name", ["", None, 8, ["embedded"]]),
         (Profile, "backend", ["Unsloth", "", None, "vllm", True, "transformers "]),
+        (Profile, "optim", ["adamw", "AdamW_8bit", "sgd", "adamw_torch", "paged_adamw_8bit", "", " ", None, 8, True,
+                            "adamw_8bit ", ["adamw_8bit"]]),
         (Profile, "lora", [None, {"r": 8}, 16, get_profile("cpu")]),
         (Profile, "riddles", [None, {"max_steps": 3}, "riddles", LoraSettings()]),
         (Profile, "gpu_memory_utilization", [1.5, 80, -0.1]),

@@ -22,6 +22,8 @@ UNDECIDED = {
     ("notebooks/02_qlora_setup.ipynb", "policy"): "**batch is the tokenizer's own input_ids, attention_mask",
     ("tests/test_memory.py", "LlamaConfig"): "the fields of our Architecture; the test itself builds the model",
     ("tests/test_batching.py", "with_lora"): "pytest's parameters; the test itself attaches the adapter",
+    ("tests/gpu_lane/pretend_card.py", "load"): "what the course passed on, and four that the lane's run itself checks",
+    ("tests/gpu_lane/pretend_card.py", "attach"): "what the course passed on; the lane's run itself checks it",
 }
 
 
@@ -82,7 +84,7 @@ def test_the_calls_that_matter_are_seen_with_their_arguments(reader, target, nam
 
 # One wrong argument in one place of the real sources, by every route that a call can take.
 MUTATIONS = [
-    ("fast_inference=profile.fast_inference", "fast_inferences=profile.fast_inference"),
+    ("fast_inference=samples_with_vllm(profile)", "fast_inferences=samples_with_vllm(profile)"),
     ("random_state=seed", "random_seed=seed"),
     ('"use_safetensors": True', '"use_safe_tensors": True'),
     ('options["quantization_config"]', 'options["quantisation_config"]'),

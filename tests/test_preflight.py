@@ -10,12 +10,13 @@ import time
 
 import pytest
 
+from problama_utils import gpu as lane
 from problama_utils import machine as machine_module
 from problama_utils import preflight, tested_versions
 from problama_utils.config import course_root, detect_profile, get_profile
 from problama_utils.gated_model import UNGATED_COPIES
 from problama_utils.machine import Gpu, Machine, complaint_of, look, parse_nvidia_smi, profile_for
-from problama_utils.preflight import OK, PROBLEM, WARNING, can_run, judge, measured_course, report
+from problama_utils.preflight import NOTE, OK, PROBLEM, WARNING, can_run, judge, measured_course, report
 from problama_utils.tested_versions import fits, wanted_packages
 
 T4 = Gpu("Tesla T4", (7, 5), 16.1, 15.8, "580.82.07")
@@ -54,10 +55,16 @@ SIMULATED = [
     ("laptop told to run the slides", laptop(packages=pinned("slides"), model=SLIDES_MODEL, hub="open"), "slides",
      False, {"GPU": PROBLEM}, "PROBLAMA_PROFILE=cpu"),
     ("T4", with_card("colab-t4", T4, token=""), "colab-t4", True, {"GPU memory": OK, "token": OK}, ""),
-    ("A100", with_card("slides", A100), "slides", True, {"GPU": OK, "GPU memory": OK, "vLLM": OK, "token": OK}, ""),
+    ("A100", with_card("slides", A100, packages=pinned("slides", vllm="0.27.1")), "slides", True,
+     {"GPU": OK, "GPU memory": OK, "vLLM": OK, "token": OK}, ""),
     ("T4 told to run the slides", with_card("slides", T4), "slides", True, {"GPU": WARNING}, "colab-t4"),
-    ("A100 without vLLM", with_card("slides", A100, packages=pinned("colab-t4")), "slides", False, {"vLLM": PROBLEM},
-     "pip install vllm"),
+    ("A100 without vLLM", with_card("slides", A100, packages=pinned("colab-t4")), "slides", True, {"vLLM": NOTE}, ""),
+    ("A100 with a vLLM that TRL does not know", with_card("slides", A100, packages=pinned("slides", vllm="0.31.0")),
+     "slides", True, {"vLLM": NOTE}, ""),
+    ("Colab's own numpy", laptop(packages=pinned("cpu", numpy="2.1.3"), host="Colab"), "cpu", True, {"packages": NOTE},
+     ""),
+    ("T4 on which profile cpu runs for want of unsloth", laptop(gpu=T4, torch_cuda="13.0"), "cpu", True, {"GPU": NOTE},
+     ""),
     ("A100 that others use", with_card("slides", dataclasses.replace(A100, free_gb=3.0)), "slides", False,
      {"GPU memory": PROBLEM}, "nvidia-smi"),
     ("4 GB card", with_card("colab-t4", Gpu("GTX 1650", (7, 5), 4.3, 4.0, "580.1")), "colab-t4", False,
@@ -189,9 +196,12 @@ def test_the_card_that_cuda_visible_devices_names_is_the_one_that_counts(tmp_pat
 
 
 @pytest.mark.slow  # imports torch
+@pytest.mark.parametrize("unsloth", [True, False])
 @pytest.mark.parametrize("card", [None, T4, A100, Gpu("NVIDIA L4", (8, 9), 24.2, 23.0, "580.1"),
-                                  Gpu("Quadro RTX 8000", (7, 5), 51.0, 50.0, "580.1")])  # fmt: skip
-def test_it_predicts_the_profile_that_the_course_will_pick(card, monkeypatch):
+                                  Gpu("Quadro RTX 8000", (7, 5), 51.0, 50.0, "580.1"),
+                                  Gpu("GTX 1650", (7, 5), 4.3, 4.0, "580.1"), Gpu("RTX 4070", (8, 9), 12.9, 12.0, "5"),
+                                  Gpu("GTX TITAN Xp", (6, 1), 14.9, 14.0, "580.1")])  # fmt: skip
+def test_it_predicts_the_profile_that_the_course_will_pick(card, unsloth, monkeypatch):
     import torch
 
     class Properties:
@@ -201,7 +211,10 @@ def test_it_predicts_the_profile_that_the_course_will_pick(card, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: card is not None)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=0: card.capability)
+    monkeypatch.setattr(lane, "installed", lambda name: unsloth and "2026.10.9")
     assert profile_for(card, "13.0") == detect_profile()
+    if card and not unsloth:
+        assert detect_profile().name == "cpu"
 
 
 def test_the_profile_named_by_hand_wins(monkeypatch):

@@ -10,9 +10,9 @@ from problama_utils.config import course_root
 ROOT = course_root()
 MODULES = sorted(path.stem for path in (ROOT / "problama_utils").glob("*.py") if path.stem != "__init__")
 # Ground floor: importable without torch, so that data, logs and checks work on any machine within a second.
-GROUND = ["answers", "badges", "config", "diagnosis", "errors", "gated_model", "install", "machine", "monitoring",
-          "preflight", "problems", "prompts", "records", "rewards", "run_folder", "seed_bands", "tested_versions",
-          "truth_tables", "uncertainty"]
+GROUND = ["answers", "badges", "config", "diagnosis", "errors", "gated_model", "gpu", "install", "machine",
+          "monitoring", "preflight", "problems", "prompts", "records", "rewards", "run_folder", "seed_bands",
+          "tested_versions", "truth_tables", "uncertainty"]
 
 
 def imports_of(module):

@@ -1,0 +1,121 @@
+"""What the GPU lane finds here: a card that will do, unsloth, vLLM; and how the profile `cpu` keeps off a card.
+
+Standard library only; torch and unsloth are not imported, what is installed is read from the packages' own metadata.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import cache
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from problama_utils.config import Profile
+
+SMALLEST_CARD_GB = 14.0  # Llama-3.1-8B in 4 bits, its adapter and a group of completions; a T4 has 15.8
+OLDEST_CARD = (7, 0)  # compute capability; unsloth's own limit
+HIDING = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+TRLS_VLLM = ((0, 20), (0, 30, 0))  # releases that TRL 1.14.2 works with (trl/import_utils.py)
+PLUGIN, NEEDS_PLUGIN = "vllm-bnb-plugin", (0, 28)  # from there on vLLM reads 4-bit weights through a package of its own
+
+
+def installed(name: str) -> str:
+    """Return the release of an installed distribution, "" where there is none."""
+    try:
+        return metadata.version(name) or ""
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def card_obstacle(memory_gb: float, capability: tuple[int, int], *, unsloth: bool) -> str:
+    """Return why the GPU profiles cannot train on a card, with the cure, or "" where they can.
+
+    >>> card_obstacle(15.8, (7, 5), unsloth=True)
+    ''
+    """
+    if memory_gb < SMALLEST_CARD_GB:
+        return (f"the card has {memory_gb:.1f} GB, the GPU profiles need {SMALLEST_CARD_GB:.0f}: take a larger card, "
+                "such as Colab's T4")
+    if capability < OLDEST_CARD:
+        return (f"the card has compute capability {capability[0]}.{capability[1]}, unsloth needs {OLDEST_CARD[0]}."
+                f"{OLDEST_CARD[1]}: choose another card (on Kaggle \"GPU T4 x2\")")
+    if not unsloth:
+        return "unsloth is not installed: run `python problama_utils/install.py` in this environment"
+    return ""
+
+
+def hide_card() -> None:
+    """Hide every GPU from torch, for profile `cpu`; say what to do where torch has found one already.
+
+    torch looks once: the variables count only before its first look. Trainings keep off the card in either case.
+    """
+    os.environ.update(dict.fromkeys(HIDING, ""))
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        tell("torch had found the GPU before profile cpu could hide it. The course trains on the CPU all the same; to "
+             "hide the GPU from everything else, restart the kernel and set PROBLAMA_PROFILE=cpu first.")
+
+
+def hides_card() -> bool:
+    """Tell whether PROBLAMA_PROFILE asks for the profile that uses no GPU."""
+    return os.environ.get("PROBLAMA_PROFILE", "").strip() == "cpu"
+
+
+def vllm_obstacle(version: str, *, four_bits: bool, plugin: bool) -> str:
+    """Return why an installed vLLM cannot sample for TRL, or "" where it can.
+
+    Args:
+        version: the installed release, "" = none.
+        four_bits: the base model's weights are in 4 bits.
+        plugin: the package that reads them for newer releases is installed.
+
+    >>> vllm_obstacle("0.27.1", four_bits=True, plugin=False)
+    ''
+    """
+    if not version:
+        return "vLLM is not installed"
+    found = _numbers(version)
+    if not TRLS_VLLM[0] <= found <= TRLS_VLLM[1]:
+        low, high = (".".join(map(str, bound)) for bound in TRLS_VLLM)
+        return f"vLLM {version} is installed, TRL works with {low} to {high}"
+    if four_bits and found >= NEEDS_PLUGIN and not plugin:
+        return f"vLLM {version} reads 4-bit weights only with {PLUGIN}, which is not installed"
+    return ""
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    numbers: list[int] = []
+    for part in version.split("+")[0].split("."):
+        digits = part[: len(part) - len(part.lstrip("0123456789"))]
+        if not digits:
+            break
+        numbers.append(int(digits))
+        if digits != part:  # 0.27.1rc1
+            break
+    return tuple(numbers)
+
+
+def samples_with_vllm(profile: Profile) -> bool:
+    """Tell whether a profile's completions are sampled by vLLM here; loading and GRPOConfig both ask this.
+
+    Where the profile wants it and it cannot be had, one sentence says so, once: transformers' `generate` samples then.
+    """
+    if not profile.fast_inference:
+        return False
+    why = vllm_obstacle(installed("vllm"), four_bits=profile.load_in_4bit, plugin=bool(installed(PLUGIN)))
+    if why:
+        _tell_once(f"profile {profile.name} wants vLLM to sample the completions, but {why}: unsloth's own `generate` "
+                   "samples instead, which is slower and draws from the same distribution.")
+    return not why
+
+
+def tell(sentence: str) -> None:
+    """Tell the reader one thing on stderr."""
+    print(f"No Problama: {sentence}", file=sys.stderr, flush=True)
+
+
+@cache
+def _tell_once(sentence: str) -> None:
+    tell(sentence)
