@@ -11,7 +11,7 @@ from types import TracebackType
 
 
 class CourseError(ValueError):
-    """A mistake or missing piece that the reader can mend; the message says how."""
+    """A mistake or missing piece that the reader can fix; the message says how."""
 
     def _render_traceback_(self) -> list[str]:
         return [f"{type(self).__name__}: {self}"]

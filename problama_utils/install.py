@@ -43,6 +43,9 @@ STEPS = {"course": (("-m", "problama_utils.course"),), "test-fast": FAST_TESTS, 
 KEPT_ON_NOTEBOOK_HOSTS = ("torch", "numpy", "pandas", "matplotlib", "safetensors", "filelock", "tqdm")
 ALSO_LOADED_EARLY = ("pyarrow", "huggingface_hub", "tokenizers", "fsspec")  # by a host's own start-up
 UNSLOTH = ("unsloth==2026.10.9", "unsloth_zoo==2026.10.9")
+# A library of the course refuses to work beside older releases of these; nothing of the course uses them.
+REFUSED = {"torchao": ">=0.16"}  # peft attaches no LoRA beside one (peft/import_utils.py); Colab's image has 0.10.0
+DRIVE = Path("/content/drive")  # where Colab shows a mounted Google Drive
 UNSLOTH_NEEDS = ("tyro", "msgspec", "hf_transfer", "sentencepiece", "protobuf", "einops", "structlog", "nest-asyncio",
                  "json5")
 
@@ -70,9 +73,9 @@ def check_machine(target: Path) -> None:
         fail(f"{free:.1f} GB are free here, the environment needs {NEEDED_GB:.0f} GB: free some space or move.")
 
 
-def pip(python: Path | str, *arguments: str, log: Path | None = None) -> None:
+def pip(python: Path | str, *arguments: str, action: str = "install", log: Path | None = None) -> None:
     """Run pip quietly; where it fails, say why in one sentence."""
-    command = [str(python), "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check",
+    command = [str(python), "-m", "pip", action, "--quiet", "--no-input", "--disable-pip-version-check",
                "--retries", "2"]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, encoding="utf-8", errors="replace",
                           cwd=ROOT, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
@@ -234,6 +237,25 @@ def notebook_host_requirements() -> tuple[list[str], list[str]]:
     return kept, [pins[name] for name in allowed if name not in KEPT_ON_NOTEBOOK_HOSTS]
 
 
+def refused() -> dict[str, str]:
+    """Return what is installed here beside which the course's libraries refuse to work, `name → release`."""
+    found = {name: installed_version(name) for name in REFUSED}
+    return {name: version for name, version in found.items() if version and not fits(version, REFUSED[name])}
+
+
+def remove_refused() -> None:
+    """Uninstall what `refused` names; what lies where pip removes nothing is covered by a release that will do."""
+    for name, version in refused().items():
+        pip(sys.executable, "--yes", name, action="uninstall")
+        importlib.invalidate_caches()
+        if name in refused():  # in a folder of another environment that this one sees
+            pip(sys.executable, name + REFUSED[name])
+            importlib.invalidate_caches()
+        now = installed_version(name)
+        print(f"No Problama: {name} {version} {f'gave way to {now}' if now else 'is removed'}: peft refuses to work "
+              f"beside it, and the course does not use it.", flush=True)
+
+
 def host_stamp() -> Path:
     """Return where a finished installation into this Python is noted: beside the packages, so it goes with them."""
     return Path(sysconfig.get_paths()["purelib"]) / STAMP
@@ -244,7 +266,7 @@ def install_into_this_python() -> None:
     kept, added = notebook_host_requirements()
     state = wanted_state() + ("+gpu" if shutil.which("nvidia-smi") else "")
     pins = dict(pin.split("==") for pin in [*kept, *added] if "==" in pin)
-    done = all(satisfied(name, f"=={wanted}") for name, wanted in pins.items())
+    done = not refused() and all(satisfied(name, f"=={wanted}") for name, wanted in pins.items())
     if done and host_stamp().exists() and host_stamp().read_text(encoding="utf-8") == state:
         return
     print("No Problama: installing what this runtime lacks (one to three minutes, once).", flush=True)
@@ -252,11 +274,16 @@ def install_into_this_python() -> None:
     if shutil.which("nvidia-smi"):
         pip(sys.executable, "--no-deps", *UNSLOTH)
         pip(sys.executable, *kept, *added, *UNSLOTH_NEEDS)
+    remove_refused()
     importlib.invalidate_caches()
-    for name in pins:
+    for name in [*pins, *REFUSED]:
         if remains(name):  # pip looks past metadata that it cannot read, Python does not
             fail(f"{name} was removed by half: delete what is left of it, {remains(name)}, and run this again.")
     host_stamp().write_text(state, encoding="utf-8")
+    if "+gpu" in state:
+        from problama_utils.machine import vllm_sentence
+
+        print(vllm_sentence(), end="", flush=True)
     print("No Problama is installed.", flush=True)
 
 
@@ -281,6 +308,47 @@ def take_colab_secret() -> None:
         os.environ["HF_TOKEN"] = userdata.get("HF_TOKEN")
     except Exception:  # not Colab, no such secret, or no access to it: the ungated profiles need none
         return
+
+
+def keep_runs_on_drive() -> None:
+    """Colab: put the runs on the reader's Google Drive, where the next notebook finds them; say where they go.
+
+    Whatever hinders it, the course goes on with this machine's disk, and one sentence says so.
+    """
+    named = os.environ.get("PROBLAMA_RUNS", "").strip()
+    folder, local = DRIVE / "MyDrive" / "no-problama" / "runs", named or str(ROOT / "runs")
+    if named and Path(named) != folder:
+        print(f"No Problama: PROBLAMA_RUNS names {named}, so the runs go there and not to Google Drive.", flush=True)
+        return
+    trouble = _mount_drive(folder)
+    if trouble:
+        os.environ.pop("PROBLAMA_RUNS", None)
+        local = str(ROOT / "runs")
+        print(f"No Problama: {trouble}: the runs go to {local} on this machine's own disk.", flush=True)
+        return
+    os.environ["PROBLAMA_RUNS"] = str(folder)
+    print(f"No Problama: the runs go to {folder}, on your Google Drive; so they do in every notebook that sets "
+          "KEEP_ON_DRIVE = True.", flush=True)
+
+
+def _mount_drive(folder: Path) -> str:
+    """Mount Colab's Drive and make a folder on it; return what hindered that, or ""."""
+    try:
+        from google.colab import drive
+    except ImportError:
+        return "KEEP_ON_DRIVE is for Colab, this is not"
+    try:
+        drive.mount(str(DRIVE))
+        if not (DRIVE / "MyDrive").is_dir():  # else the folder would be made on this disk, and lost with it
+            return "Google Drive was not mounted"
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_text("", encoding="utf-8")
+        probe.unlink()
+    except Exception as error:  # refused or closed by the reader, an account without Drive, a full one
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return f"Google Drive cannot be used ({reason[:200]})"
+    return ""
 
 
 def into_notebook_host() -> None:

@@ -20,15 +20,13 @@ from pathlib import Path
 from problama_utils import gpu as lane
 from problama_utils.config import Profile, cache_dir, get_profile, path_variable, profile_for_card
 from problama_utils.gated_model import ask_hub, chosen_name, hub_home, on_hub, token_place
-from problama_utils.install import installed_version
+from problama_utils.install import REFUSED, installed_version
 from problama_utils.tested_versions import wanted_packages
 
 NVIDIA_FIELDS = ("name", "compute_cap", "memory.total", "memory.free", "driver_version")
 NVIDIA_SECONDS = 2.5  # a driver that does not answer by then is broken
 HUB_SECONDS = 2.0
 MIB = 1024**2
-OLDEST_DRIVERS = {11: 450, 12: 525, 13: 580}  # CUDA's major release → the first driver that runs it
-OLDEST_CARDS = {13: (7, 5)}  # CUDA's major release → the lowest compute capability that it knows
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Machine:
     ram_gb: float | None
     ram_free_gb: float | None
     disk_free_gb: float | None  # on the disk that holds the model cache
-    packages: dict[str, str] = field(default_factory=dict)  # of those that the profile imports: name → version
+    packages: dict[str, str] = field(default_factory=dict)  # of what the profile imports or refuses: name → version
     torch_cuda: str | None = None  # CUDA release that torch was built for; "" = a CPU build, None = no torch
     gpu: Gpu | None = None
     gpu_note: str = ""  # why there is no GPU, where nvidia-smi is there and says so
@@ -78,13 +76,13 @@ def look(profile: Profile | None = None) -> Machine:
     asks = on_hub(model) and os.environ.get("HF_HUB_OFFLINE", "").lower() not in ("1", "true", "yes", "on")
     return Machine(
         python=tuple(sys.version_info[:3]),
-        system=f"{platform.system()} {platform.machine()}",
+        system=_system(),
         cores=cores(),
         fast_bf16=_fast_bf16(),
         ram_gb=ram,
         ram_free_gb=ram_free,
         disk_free_gb=_disk_free(hub_home() if on_hub(model) else cache_dir()),
-        packages=_packages(wanted.name for wanted in wanted_packages(profile)),
+        packages=_packages([*(wanted.name for wanted in wanted_packages(profile)), *REFUSED]),
         torch_cuda=torch_cuda,
         gpu=gpu,
         gpu_note=gpu_note,
@@ -126,14 +124,29 @@ def gpu_obstacle(gpu: Gpu, torch_cuda: str | None) -> str:
         return "torch is a build for CPUs: install one for CUDA from PyTorch's own index"
     major = int(torch_cuda.split(".")[0])
     number = re.match(r"\d+", gpu.driver)
-    if number and int(number[0]) < OLDEST_DRIVERS.get(major, 0):
-        return (f"driver {gpu.driver} is too old for torch's CUDA {torch_cuda}: update it to {OLDEST_DRIVERS[major]} "
-                "or newer, or install a torch built for an older CUDA")
-    oldest = OLDEST_CARDS.get(major, lane.OLDEST_CARD)
+    if number and int(number[0]) < lane.OLDEST_DRIVERS.get(major, 0):
+        return (f"driver {gpu.driver} is too old for torch's CUDA {torch_cuda}: update it to "
+                f"{lane.OLDEST_DRIVERS[major]} or newer, or install a torch built for an older CUDA")
+    oldest = lane.OLDEST_CARDS.get(major, lane.OLDEST_CARD)
     if gpu.capability and gpu.capability < oldest:
         return (f"compute capability {gpu.capability[0]}.{gpu.capability[1]} is below {oldest[0]}.{oldest[1]}, the "
                 f"lowest that torch's CUDA {torch_cuda} knows: choose another card (on Kaggle \"GPU T4 x2\")")
     return ""
+
+
+def vllm_sentence() -> str:
+    """Return the line on vLLM that the set-up shows on a machine with a card, "" without one or where one is there."""
+    card, _ = _gpu()
+    if card is None or installed_version("vllm"):
+        return ""
+    release, sentence = lane.vllm_for(driver=card.driver, capability=card.capability, system=_system(), host=_host(),
+                                      torch=installed_version("torch") or "", torch_cuda=_torch_cuda())  # fmt: skip
+    rest = "only profile slides samples with it" if release else "completions are sampled without it, more slowly"
+    return f"No Problama: {sentence}; {rest}.\n"
+
+
+def _system() -> str:
+    return f"{platform.system()} {platform.machine()}"
 
 
 def parse_nvidia_smi(text: str, names: tuple[str, ...] = NVIDIA_FIELDS) -> list[Gpu]:

@@ -17,8 +17,9 @@ from problama_utils.config import PROFILE_NAMES, Profile, course_root, get_profi
 from problama_utils.embedded_model import NEEDED_BYTES
 from problama_utils.errors import CourseError
 from problama_utils.gated_model import SWITCH, UNGATED_COPIES, is_gated, loads_a_copy, on_hub, refusal_sentence
-from problama_utils.gpu import PLUGIN, vllm_obstacle
+from problama_utils.gpu import PLUGIN, vllm_for, vllm_obstacle
 from problama_utils.install import NEEDED_GB as INSTALLATION_GB
+from problama_utils.install import REFUSED
 from problama_utils.machine import Machine, gpu_obstacle, lane_obstacle, look, profile_for
 from problama_utils.memory import ADAM_BYTES, LLAMA_3_1_8B, SMOLLM2_135M, training_bytes
 from problama_utils.tested_versions import fits, python_range, wanted_packages
@@ -49,7 +50,7 @@ def judge(machine: Machine, profile: Profile, measured: dict[str, Any] | None = 
     """
     if not fits(".".join(map(str, machine.python)), python_range()):
         return [_python(machine)]  # with another Python nothing else means anything
-    checks = [_python(machine), _packages(machine, profile), *_fast_inference(machine, profile)]
+    checks = [_python(machine), _packages(machine, profile), *_refused(machine), *_fast_inference(machine, profile)]
     checks += [_gpu(machine, profile), *_gpu_memory(machine, profile), _ram(machine, profile, measured)]
     checks += [_disk(machine, profile), _model(machine, profile), _token(machine, profile)]
     return [*checks, _expect(machine, profile, measured)]
@@ -95,6 +96,14 @@ def _packages(machine: Machine, profile: Profile) -> Check:
     return Check("packages", OK, f"{len(there)} at the releases that were tested")
 
 
+def _refused(machine: Machine) -> list[Check]:
+    found = {name: machine.packages[name] for name in REFUSED if name in machine.packages}
+    cure = "run the set-up cell again" if machine.host else "run `python problama_utils/install.py`, which removes it"
+    return [Check(name, PROBLEM, f"{version}, beside which peft attaches no LoRA (it needs {REFUSED[name]} or none)",
+                  f"{cure}, or `pip uninstall {name}`: the course does not use it")
+            for name, version in found.items() if not fits(version, REFUSED[name])]  # fmt: skip
+
+
 def _install_command(machine: Machine, unsloth: bool = False) -> str:
     if machine.host:
         return "run the set-up cell at the top of the notebook"
@@ -111,7 +120,15 @@ def _fast_inference(machine: Machine, profile: Profile) -> list[Check]:
     why = vllm_obstacle(version, four_bits=profile.load_in_4bit, plugin=PLUGIN in machine.packages)
     if not why:
         return [Check("vLLM", OK, f"{version} samples the completions (fast_inference)")]
-    return [Check("vLLM", NOTE, f"{why}: unsloth's own `generate` samples the completions, more slowly")]
+    found = f"{why}: unsloth's own `generate` samples the completions, more slowly"
+    card = machine.gpu
+    if card is None:
+        return [Check("vLLM", NOTE, found)]
+    release, advice = vllm_for(driver=card.driver, capability=card.capability, system=machine.system,
+                               host=machine.host, torch=machine.packages.get("torch", ""),
+                               torch_cuda=machine.torch_cuda)  # fmt: skip
+    return [Check("vLLM", NOTE, found if release else f"{found}; {advice}",
+                  f"nothing, or {advice}" if release else "")]
 
 
 def _gpu(machine: Machine, profile: Profile) -> Check:
@@ -122,7 +139,7 @@ def _gpu(machine: Machine, profile: Profile) -> Check:
             return Check("GPU", PROBLEM, f"none{note}, profile {profile.name} needs one",
                          "choose a GPU runtime, or set PROBLAMA_PROFILE=cpu")
         if machine.gpu_note:
-            return Check("GPU", WARNING, f"not usable{note}", "mend the driver to use it; the CPU does meanwhile")
+            return Check("GPU", WARNING, f"not usable{note}", "fix the driver to use it; the CPU does meanwhile")
         return Check("GPU", OK, "none, and none is needed")
     card = machine.gpu
     capability = "unknown" if card.capability is None else f"{card.capability[0]}.{card.capability[1]}"
@@ -286,7 +303,7 @@ def report(checks: Sequence[Check], profile: Profile, model: str, chosen: str = 
     problems = [check.name for check in checks if check.grade == PROBLEM]
     warnings = sum(check.grade == WARNING for check in checks)
     if problems:
-        lines.append(f"This machine cannot run it yet: mend {', '.join(problems)}.")
+        lines.append(f"This machine cannot run it yet: fix {', '.join(problems)}.")
     else:
         lines.append("This machine can run it" + (f", with {warnings} warning(s)." if warnings else "."))
     return "\n".join(lines)
