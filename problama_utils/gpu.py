@@ -120,8 +120,8 @@ def vllm_for(*, driver: str, capability: tuple[int, int] | None, system: str, ho
             return "", f"no vLLM that TRL works with was built for {host}'s torch {torch}"
         if not (torch_cuda or "").startswith("13"):
             built = f"built for CUDA {torch_cuda}" if torch_cuda else "a build for CPUs"
-            return "", (f"{host}'s torch {torch} is {built}, and the vLLM releases for it ({first} to {newest}) come for "
-                        "CUDA 13")
+            return "", (f"{host}'s torch {torch} is {built}, and the vLLM releases for it ({first} to {newest}) come "
+                        "for CUDA 13")
     if number and number[0] < needed:
         return "", f"vLLM comes for CUDA 13, which needs a driver of {needed} or newer, and this one is {driver}"
     if host and torch:

@@ -315,20 +315,20 @@ def keep_runs_on_drive() -> None:
 
     Whatever hinders it, the course goes on with this machine's disk, and one sentence says so.
     """
-    named = os.environ.get("PROBLAMA_RUNS", "").strip()
-    folder, local = DRIVE / "MyDrive" / "no-problama" / "runs", named or str(ROOT / "runs")
+    named, local = os.environ.get("PROBLAMA_RUNS", "").strip(), ROOT / "runs"
+    folder = DRIVE / "MyDrive" / "no-problama" / "runs"
     if named and Path(named) != folder:
         print(f"No Problama: PROBLAMA_RUNS names {named}, so the runs go there and not to Google Drive.", flush=True)
         return
     trouble = _mount_drive(folder)
     if trouble:
         os.environ.pop("PROBLAMA_RUNS", None)
-        local = str(ROOT / "runs")
         print(f"No Problama: {trouble}: the runs go to {local} on this machine's own disk.", flush=True)
         return
     os.environ["PROBLAMA_RUNS"] = str(folder)
+    earlier = f" Earlier runs stay in {local}." if local.is_dir() and any(local.iterdir()) else ""
     print(f"No Problama: the runs go to {folder}, on your Google Drive; so they do in every notebook that sets "
-          "KEEP_ON_DRIVE = True.", flush=True)
+          f"KEEP_ON_DRIVE = True.{earlier}", flush=True)
 
 
 def _mount_drive(folder: Path) -> str:

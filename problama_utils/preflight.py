@@ -50,7 +50,7 @@ def judge(machine: Machine, profile: Profile, measured: dict[str, Any] | None = 
     """
     if not fits(".".join(map(str, machine.python)), python_range()):
         return [_python(machine)]  # with another Python nothing else means anything
-    checks = [_python(machine), _packages(machine, profile), *_refused(machine), *_fast_inference(machine, profile)]
+    checks = [_python(machine), _packages(machine, profile), *_conflicts(machine), *_fast_inference(machine, profile)]
     checks += [_gpu(machine, profile), *_gpu_memory(machine, profile), _ram(machine, profile, measured)]
     checks += [_disk(machine, profile), _model(machine, profile), _token(machine, profile)]
     return [*checks, _expect(machine, profile, measured)]
@@ -96,7 +96,7 @@ def _packages(machine: Machine, profile: Profile) -> Check:
     return Check("packages", OK, f"{len(there)} at the releases that were tested")
 
 
-def _refused(machine: Machine) -> list[Check]:
+def _conflicts(machine: Machine) -> list[Check]:
     found = {name: machine.packages[name] for name in REFUSED if name in machine.packages}
     cure = "run the set-up cell again" if machine.host else "run `python problama_utils/install.py`, which removes it"
     return [Check(name, PROBLEM, f"{version}, beside which peft attaches no LoRA (it needs {REFUSED[name]} or none)",

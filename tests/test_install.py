@@ -156,3 +156,170 @@ def test_colabs_secret_reaches_the_environment_and_is_never_shown(secret, monkey
     install.take_colab_secret()
     assert install.os.environ["HF_TOKEN"] == (secret or "")
     assert capsys.readouterr() == ("", "")
+
+
+# What a host may carry of torchao, and whether peft attaches a LoRA beside it
+TORCHAOS = [
+    ("0.0.3", False), ("0.1", False), ("0.7.0", False), ("0.10.0", False), ("0.10.0+cu128", False), ("0.14.1", False),
+    ("0.15.0", False), ("0.15.9", False), ("0.15.0.post1", False), ("0.16.0.dev20260101", False), ("0.16.0rc1", False),
+    ("0.16.0", True), ("0.16.0+cu128", True), ("0.16", True), ("0.16.0.post1", True), ("0.17.0", True),
+    ("0.18.0.dev20260401", True), ("0.18.0", True), ("1.0.0", True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("version", "works"), TORCHAOS)
+def test_a_torchao_that_peft_refuses_is_removed_and_any_other_stays(version, works, host, monkeypatch, capsys):
+    releases, calls = host
+    releases["torchao"] = version
+
+    def pip(python, *arguments, action="install", **_):
+        calls.append((action, arguments))
+        if action == "uninstall":
+            releases.pop(arguments[-1])
+
+    monkeypatch.setattr(install, "pip", pip)
+    install.install_into_this_python()
+    assert ([arguments for action, arguments in calls if action == "uninstall"] == []) is works
+    assert releases.get("torchao") == (version if works else None)
+    assert (f"torchao {version} is removed" in capsys.readouterr().out) is not works
+    told = len(calls)
+    install.install_into_this_python()
+    assert len(calls) == told  # the second time there is nothing to do
+
+
+def test_the_bounds_are_pefts_own():
+    from importlib.util import find_spec
+
+    from packaging.version import Version
+
+    source = (Path(find_spec("peft").origin).parent / "import_utils.py").read_text(encoding="utf-8")
+    least = install.re.search(r'TORCHAO_MINIMUM_VERSION = packaging.version.parse\("([^"]+)"\)', source)[1]
+    assert Version(least) == Version(install.REFUSED["torchao"].removeprefix(">="))
+    for version, works in TORCHAOS:
+        assert install.fits(version, install.REFUSED["torchao"]) is works is (Version(version) >= Version(least))
+
+
+def test_an_installation_that_is_done_still_removes_a_torchao_that_came_later(host, monkeypatch):
+    install.install_into_this_python()
+    host[0]["torchao"] = "0.10.0"
+    removed = []
+    monkeypatch.setattr(install, "pip", lambda python, *arguments, action="install", **_: (
+        removed.append(host[0].pop("torchao")) if action == "uninstall" else None))
+    install.install_into_this_python()
+    assert removed == ["0.10.0"]
+
+
+def test_where_pip_removes_nothing_a_newer_torchao_comes_before_the_old_one(host, monkeypatch, capsys):
+    """As in an environment that sees another one's packages: pip leaves those alone and ends well."""
+    host[0]["torchao"] = "0.10.0"
+    calls = []
+
+    def pip(python, *arguments, action="install", **_):
+        calls.append((action, arguments))
+        if arguments == ("torchao>=0.16",):
+            host[0]["torchao"] = "0.18.0"
+
+    monkeypatch.setattr(install, "pip", pip)
+    install.install_into_this_python()
+    assert [action for action, _ in calls] == ["install", "uninstall", "install"]
+    assert "torchao 0.10.0 gave way to 0.18.0" in capsys.readouterr().out
+
+
+@pytest.fixture
+def colab(monkeypatch, tmp_path):
+    """A function that makes this Python look like Colab, its Drive mounted by the function that is given."""
+    from types import ModuleType
+
+    monkeypatch.setattr(install, "DRIVE", tmp_path / "drive")
+    monkeypatch.setenv("PROBLAMA_RUNS", "")
+
+    def pretend(mount):
+        google, package = ModuleType("google"), ModuleType("google.colab")
+        google.colab, google.__path__, package.__path__ = package, [], []
+        if mount:
+            package.drive = ModuleType("google.colab.drive")
+            package.drive.mount = lambda place: mount(Path(place))
+        for module in (google, package):
+            monkeypatch.setitem(sys.modules, module.__name__, module)
+        return tmp_path / "drive" / "MyDrive" / "no-problama" / "runs"
+
+    return pretend
+
+
+def raising(error):
+    def mount(place):
+        raise error
+
+    return mount
+
+
+def mounted(place, *, blocked=None):
+    (place / "MyDrive").mkdir(parents=True, exist_ok=True)
+    if blocked:
+        (place / "MyDrive" / blocked).parent.mkdir(parents=True, exist_ok=True)
+        (place / "MyDrive" / blocked).write_text("a file in the way")
+
+
+def as_a_file(place):
+    place.mkdir()
+    (place / "MyDrive").write_text("")
+
+
+HINDRANCES = {  # what mounting does → a word of the sentence
+    "not Colab": (None, "KEEP_ON_DRIVE is for Colab"),
+    "refused": (raising(ValueError("mount failed")), "mount failed"),
+    "window closed": (raising(RuntimeError("Error: credential propagation was unsuccessful")), "credential"),
+    "several lines": (raising(RuntimeError("Timed out\nTraceback: much more")), "(Timed out)"),
+    "no words": (raising(TimeoutError()), "TimeoutError"),
+    "a very long reason": (raising(OSError("x" * 9000)), "xxx"),
+    "something mounted there": (raising(ValueError("Mountpoint must not already contain files")), "Mountpoint"),
+    "nothing happens": (lambda place: None, "was not mounted"),
+    "an empty mount point": (lambda place: place.mkdir(), "was not mounted"),
+    "MyDrive is a file": (as_a_file, "was not mounted"),
+    "our folder is a file": (lambda place: mounted(place, blocked="no-problama"), "no-problama"),
+    "our runs are a file": (lambda place: mounted(place, blocked="no-problama/runs"), "runs"),
+    "not writable": (lambda place: (mounted(place), (place / "MyDrive/no-problama/runs/.writable").mkdir(parents=True)),
+                     "writable"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HINDRANCES)
+@pytest.mark.parametrize("before", ["", "mounted a moment ago"])
+def test_without_drive_the_runs_stay_on_this_disk_and_one_sentence_says_so(case, before, colab, monkeypatch, capsys):
+    from problama_utils.config import runs_dir
+
+    mount, word = HINDRANCES[case]
+    folder = colab(mount)
+    monkeypatch.setenv("PROBLAMA_RUNS", str(folder) if before else "")
+    install.keep_runs_on_drive()
+    shown = capsys.readouterr().out
+    assert shown.count("\n") == 1 and shown.startswith("No Problama: ") and word in shown and len(shown) < 600
+    assert runs_dir() == install.ROOT / "runs" and str(runs_dir()) in shown
+
+
+def test_a_mounted_drive_takes_the_runs_of_every_notebook_that_asks(colab, capsys):
+    from problama_utils.config import runs_dir
+
+    folder = colab(mounted)
+    for _ in range(2):  # the cell may run again, in this notebook or the next
+        install.keep_runs_on_drive()
+        shown = capsys.readouterr().out
+        assert shown.count("\n") == 1 and str(folder) in shown and "Google Drive" in shown
+        assert runs_dir() == folder and folder.is_dir() and not any(folder.iterdir())
+
+
+def test_runs_made_before_the_switch_are_named(colab, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(install, "ROOT", tmp_path / "checkout")
+    (tmp_path / "checkout/runs/riddles").mkdir(parents=True)
+    colab(mounted)
+    install.keep_runs_on_drive()
+    assert f"Earlier runs stay in {tmp_path / 'checkout/runs'}." in capsys.readouterr().out
+
+
+def test_a_place_named_by_hand_wins_over_drive(colab, monkeypatch, tmp_path, capsys):
+    from problama_utils.config import runs_dir
+
+    colab(raising(AssertionError("Drive was asked for")))
+    monkeypatch.setenv("PROBLAMA_RUNS", str(tmp_path / "mine"))
+    install.keep_runs_on_drive()
+    assert runs_dir() == tmp_path / "mine" and str(tmp_path / "mine") in capsys.readouterr().out
