@@ -17,7 +17,7 @@ from problama_utils.gated_model import chosen_name, refusal, refusal_sentence
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def model_source(profile: Profile) -> str:
@@ -75,16 +75,11 @@ def _load_with_unsloth(profile: Profile, source: str) -> tuple[Any, Any]:
 
 
 def _load_with_transformers(profile: Profile, source: str) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     options: dict[str, Any] = {"dtype": compute_dtype(), "use_safetensors": True, "trust_remote_code": False}
     if profile.load_in_4bit:
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=compute_dtype(),
-        )
+        options["quantization_config"] = nf4_config()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(source, **options)
@@ -97,6 +92,14 @@ def _load_with_transformers(profile: Profile, source: str) -> tuple[Any, Any]:
 
         keep_differentiable(model)
     return model, tokenizer
+
+
+def nf4_config() -> BitsAndBytesConfig:
+    """Return QLoRA's 4 bits for transformers: NF4 with double quantisation (arXiv:2305.14314, section 3)."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                              bnb_4bit_compute_dtype=compute_dtype())
 
 
 def compute_dtype() -> torch.dtype:
