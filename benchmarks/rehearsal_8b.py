@@ -2,11 +2,16 @@
 
     python benchmarks/rehearsal_8b.py                 one GPU: 8,030,261,248 weights, NF4, r = 64, group of 8
     python benchmarks/rehearsal_8b.py --miniature     the same programme on a CPU with four narrow layers
+    python benchmarks/rehearsal_8b.py --cpu           every matrix at full size on a CPU with 16 GB: one short GRPO step
 
 Speed and memory depend on shapes, not on what the weights say, so nothing is downloaded: a checkpoint in the layout of
 the real one is filled with random numbers (16 GB of disk, removed at the end) and loaded as any other, which quantises
 its projections to NF4. Then two trainings with the settings of profile `slides`, one after the other in processes of
 their own: the course's way (unsloth where it is installed with a GPU, else its own trainer) and stock TRL + peft.
+
+`--cpu` writes no checkpoint: each matrix is drawn and quantised where it stands, one at a time, so that the model
+never takes more than its 4 bits. One step of transformers + peft + stock TRL (2 completions of 8 tokens) is then
+measured, and its memory is compared with what `memory.py` computes for that path.
 
 What differs from the slides' run: the weights; the tokenizer, which is the embedded model's (its 49,152 tokens are ids
 of the 128,256 too; ids above it decode to nothing); a handful of steps; and completions that hardly ever stop early.
@@ -36,16 +41,19 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that it runs from a checkout that is not installed
 
 from problama_utils.config import Profile, get_profile  # noqa: E402
+from problama_utils.gpu import samples_with_vllm  # noqa: E402
 from problama_utils.machine import peak_memory_gb  # noqa: E402
-from problama_utils.memory import LLAMA_3_1_8B, Architecture  # noqa: E402
+from problama_utils.memory import LLAMA_3_1_8B, Architecture, training_bytes  # noqa: E402
 
 if TYPE_CHECKING:
     import torch
-    from transformers import LlamaConfig
+    from transformers import LlamaConfig, PreTrainedModel
 
 KINDS = ("course", "stock")
 MINIATURE = Architecture(50_304, 256, 768, 4, 8, 2)  # more ids than the tokenizer has words, as at full size
 SCALE = 0.02  # standard deviation of the random weights, as transformers initialises them
+CPU_GROUP, CPU_TOKENS = 2, 8  # completions and tokens of the step on a CPU
+AGREEMENT = 0.10  # by how much measured memory may differ from the computed
 
 
 def main() -> int:
@@ -55,9 +63,11 @@ def main() -> int:
         return 0
     import torch
 
+    if options.cpu:
+        return _rehearse_on_cpu(options)
     if not options.miniature and not torch.cuda.is_available():
-        print("The rehearsal at full size needs a CUDA GPU, and there is none: --miniature rehearses the programme "
-              "itself on this CPU.", file=sys.stderr)
+        print("The rehearsal at full size needs a CUDA GPU, and there is none: --cpu takes one step at full size "
+              "on this CPU, --miniature rehearses the programme itself.", file=sys.stderr)
         return 1
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that 16 GB do not stay behind
     architecture = MINIATURE if options.miniature else LLAMA_3_1_8B
@@ -71,21 +81,19 @@ def main() -> int:
     record = _record(architecture, rows, options)
     print("\n".join(table(record)))
     if options.save or not options.miniature:
-        name = "miniature" if options.miniature else "8b"
-        out = ROOT / "assets" / "runs" / f"rehearsal_{name}_{record['date']}.json"
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        _write(record, "miniature" if options.miniature else "8b")
     return int(any("error" in row for row in rows.values()))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--miniature", action="store_true", help="four narrow layers, 16 tokens, on a CPU; not saved")
+    parser.add_argument("--cpu", action="store_true", help="one short step at full size on a CPU")
     parser.add_argument("--steps", type=int, default=4, help="GRPO steps of each training; the first is the warm-up")
     parser.add_argument("--tokens", type=int, default=0, help="of a completion; 0 = the profile's (miniature: 16)")
     parser.add_argument("--only", choices=KINDS, nargs=1, help="measure one of the two")
     parser.add_argument("--seed", type=int, default=3407)
-    parser.add_argument("--save", action="store_true", help="write assets/runs/ for a miniature as well")
+    parser.add_argument("--save", action="store_true", help="write the result of a miniature or of --cpu as well")
     parser.add_argument("--scratch", help="folder with 17 GB free for the random checkpoint (default: the system's)")
     parser.add_argument("--worker", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -158,6 +166,98 @@ def _random(shape: tuple[int, ...], source: torch.Generator) -> torch.Tensor:
     return torch.empty(shape, dtype=torch.bfloat16).normal_(0.0, SCALE, generator=source)
 
 
+def nf4_policy(architecture: Architecture, profile: Profile, *, seed: int) -> PreTrainedModel:
+    """Return a Llama of random weights whose projections are NF4, made matrix by matrix; the rest is bf16.
+
+    It is what `from_pretrained` with `nf4_config` returns, without the 16 GB file: the skeleton stands on the meta
+    device, bitsandbytes' layers replace the projections, and each takes its numbers and quantises them at once.
+    """
+    import torch
+    from bitsandbytes.nn import Linear4bit, Params4bit
+    from transformers import LlamaForCausalLM
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+    from transformers.quantizers import AutoHfQuantizer
+
+    from problama_utils.models import nf4_config
+    from problama_utils.quantisation import keep_differentiable
+
+    config, source = llama_config(architecture), torch.Generator().manual_seed(seed)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config).to(torch.bfloat16)
+    quantiser = AutoHfQuantizer.from_config(nf4_config(profile))
+    quantiser.preprocess_model(model, device_map={"": "cpu"})
+    for module in model.modules():
+        for name, empty in list(module.named_parameters(recurse=False)):
+            numbers = _random(tuple(empty.shape), source)
+            if isinstance(module, Linear4bit):
+                module.weight = Params4bit(numbers, requires_grad=False, quant_type="nf4", compress_statistics=True,
+                                           module=module).to("cpu")  # the move is what quantises
+            else:
+                setattr(module, name, torch.nn.Parameter(numbers, requires_grad=False))
+    model.model.rotary_emb = LlamaRotaryEmbedding(config)  # its frequencies are computed, not loaded
+    quantiser.postprocess_model(model)
+    model.hf_quantizer = quantiser
+    keep_differentiable(model)
+    return model.eval()
+
+
+def _rehearse_on_cpu(options: argparse.Namespace) -> int:
+    """One GRPO step of Llama-3.1-8B's shape on a CPU; returns 1 where memory is not as computed."""
+    import psutil
+    from transformers import AutoTokenizer
+
+    from problama_utils.embedded_model import embedded_model_dir
+    from problama_utils.model_size import held_bytes
+    from problama_utils.models import attach_lora, parameter_counts
+    from problama_utils.run_folder import CLOCK, TIMING_FILE, read_table
+    from problama_utils.trainer import trainer_class
+    from problama_utils.training import run_grpo
+
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    slides, architecture = get_profile("slides"), LLAMA_3_1_8B
+    short = replace(slides.riddles, max_steps=1, warmup_steps=0, num_generations=CPU_GROUP, heldout_size=1,
+                    max_completion_length=CPU_TOKENS, heldout_every=0)
+    profile = replace(slides, backend="transformers", fast_inference=False, optim="adamw_torch_fused", riddles=short)
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model_dir(), padding_side="left")
+    tokenizer.clean_up_tokenization_spaces = False
+    trainer_class("stock")  # what the libraries take is counted before the model
+    libraries = psutil.Process().memory_info().rss
+    started = time.perf_counter()
+    model = nf4_policy(architecture, profile, seed=options.seed)
+    weights = held_bytes(model)
+    print(f"{parameter_counts(model)['total']:,} random weights, {weights / 1e9:.2f} GB in NF4 and bf16, "
+          f"{time.perf_counter() - started:.0f} s", flush=True)
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = tokenizer.eos_token_id, 0
+    model = attach_lora(model, profile, seed=options.seed)
+    counts = parameter_counts(model)
+    with tempfile.TemporaryDirectory(prefix="rehearsal-", dir=options.scratch) as scratch:
+        run = run_grpo("riddles", profile, seed=options.seed, out=Path(scratch) / "run", policy=(model, tokenizer),
+                       trainer="stock", resume=False, strict=False)
+        step = float(read_table(run / TIMING_FILE)[0][CLOCK])
+    parts = training_bytes(architecture, "grpo", "qlora", slides.lora.r, peft_path=True)
+    peak, computed = _peaks()["peak_gb"], (libraries + sum(parts.values())) / 1e9
+    kept = {"weights, adapter and its copy": parts["policy"] + parts["reference"], "gradients": parts["gradients"],
+            "Adam": parts["Adam"], "libraries, measured before the model": libraries}
+    for name, size in kept.items():
+        print(f"  computed {size / 1e9:6.2f} GB  {name}")
+    print(f"  held     {held_bytes(model) / 1e9:6.2f} GB  weights, adapter and its copy, measured")
+    record = {
+        **_record(architecture, {}, options), "way": "TRL + peft, stock trainer, CPU", "group": CPU_GROUP,
+        "tokens": CPU_TOKENS, "parameters": counts["total"] - counts["trainable"], "trainable": counts["trainable"],
+        "base_gb": round(weights / 1e9, 3), "held_gb": round(held_bytes(model) / 1e9, 3),
+        "step_seconds": round(step, 1), "peak_gb": peak, "computed_gb": round(computed, 2),
+        "computed_parts_gb": {name: round(size / 1e9, 3) for name, size in kept.items()},
+    }
+    if options.save:
+        _write(record, "8b_cpu")
+    agrees = abs(peak - computed) <= AGREEMENT * computed
+    if not agrees:
+        print(f"Measured and computed memory differ by more than {AGREEMENT:.0%}.")
+    print(f"{record['parameters']:,} parameters, {record['trainable']:,} trainable, step {step:.0f} s, "
+          f"peak {peak:.1f} GB (computed {computed:.1f} GB)")
+    return 0 if agrees else 1
+
+
 def rehearsed_profile(kind: str, options: argparse.Namespace) -> tuple[Profile, str]:
     """Return profile `slides` as this machine can run it, and in words which way it takes."""
     import torch
@@ -168,7 +268,7 @@ def rehearsed_profile(kind: str, options: argparse.Namespace) -> tuple[Profile, 
                       heldout_every=0, heldout_size=1)  # fmt: skip
     slides = replace(slides, riddles=riddles)
     if kind == "course" and torch.cuda.is_available() and find_spec("unsloth"):
-        fast = find_spec("vllm") is not None
+        fast = samples_with_vllm(slides)
         return replace(slides, fast_inference=fast), f"unsloth{' + vLLM' if fast else ', without vLLM'}"
     plain = replace(slides, backend="transformers", fast_inference=False)
     if kind == "course" and not torch.cuda.is_available():
@@ -232,6 +332,12 @@ def _worker(kind: str, options: argparse.Namespace) -> dict:
     words = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
     print(f"{kind}: {words[-1]}", file=sys.stderr)
     return {"error": words[-1]}
+
+
+def _write(record: dict, name: str) -> None:
+    out = ROOT / "assets" / "runs" / f"rehearsal_{name}_{record['date']}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def _record(architecture: Architecture, rows: dict[str, dict], options: argparse.Namespace) -> dict:

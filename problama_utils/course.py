@@ -2,8 +2,9 @@
 
 `python -m problama_utils.course` is what `make course` calls; it runs on the CPU unless PROBLAMA_PROFILE names another
 profile. With `--publish` the executed notebooks also replace the committed ones (outputs cleaned of noise), the
-measurements go to `assets/results/course.json`, and the README's table is written from them, so that no figure in it is
-typed by hand.
+measurements go to `assets/results/course.json`, and the README's table is written from them, so that no figure in it
+is typed by hand. `--plain-processor` measures the same course as a processor without bf16 and AVX-512 would run it, for
+the table's last two columns; it changes no notebook.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ from problama_utils.errors import CourseError
 from problama_utils.gpu import hides_card
 from problama_utils.notebook_run import CELL_TIMEOUT, NotebookStopped, Progress, execute, read_notebook
 
-RESULT = Path("assets/results/course.json")
+RESULT, PLAIN_RESULT = Path("assets/results/course.json"), Path("assets/results/course_fp32.json")
+# Most laptops multiply no bf16 and know AVX2 only: torch's number format and the kernels of its three libraries.
+PLAIN_PROCESSOR = {"PROBLAMA_DTYPE": "float32", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+                   "ATEN_CPU_CAPABILITY": "avx2"}
 
 
 def numbered_notebooks(root: Path) -> list[Path]:
@@ -86,26 +90,46 @@ def write_report(notebooks: Sequence[NotebookNode], record: dict[str, Any], targ
     write(target, page)
 
 
-def course_table(record: dict[str, Any]) -> str:
-    """Return the measurements as a Markdown table, with the run they come from below it."""
-    lines = ["| notebook | what it does | minutes | peak memory |", "|---|---|---|---|"]
+def course_table(record: dict[str, Any], plain: dict[str, Any] | None = None) -> str:
+    """Return the measurements as a Markdown table, with the run they come from below it.
+
+    Args:
+        record: from `course_record`.
+        plain: the same of a run with `--plain-processor`, for two more columns.
+    """
+    slower = {row["name"]: row for row in plain["notebooks"]} if plain else {}
+    more = (" fp32, AVX2: minutes | peak memory |", "---|---|") if plain else ("", "")
+    lines = [f"| notebook | what it does | minutes | peak memory |{more[0]}", f"|---|---|---|---|{more[1]}"]
     for row in record["notebooks"]:
         link = f"[{row['name']}](notebooks/{row['name']}.ipynb)"
-        lines.append(f"| {link} | {row['title']} | {row['minutes']:.1f} | {row['peak_memory_gb']:.1f} GB |")
+        cells = [link, row["title"], *_cost(row), *(_cost(slower.get(row["name"])) if plain else ())]
+        lines.append(f"| {' | '.join(cells)} |")
     total = sum(row["minutes"] for row in record["notebooks"])
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
-    return "\n".join([*lines, "", f"In all {total:.1f} minutes. Measured by `make course` on {record['date']}, profile "
-                      f"`{record['profile']}`, {record['machine']}, {versions}."])
+    text = (f"In all {total:.1f} minutes. Measured by `make course` on {record['date']}, profile "
+            f"`{record['profile']}`, {record['machine']}, {versions}.")
+    if plain:
+        in_all = sum(row["minutes"] for row in plain["notebooks"])
+        text += (f" The last two columns, {in_all:.1f} minutes in all, are the same course as a processor without bf16 "
+                 f"and AVX-512 computes it (`python -m problama_utils.course --plain-processor`, {plain['date']}, "
+                 f"{plain['machine']}).")
+    return "\n".join([*lines, "", text])
+
+
+def _cost(row: dict[str, Any] | None) -> tuple[str, str]:
+    return (f"{row['minutes']:.1f}", f"{row['peak_memory_gb']:.1f} GB") if row else ("–", "–")
 
 
 def course_record(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what a run of the course measured, and where."""
-    packages = ("torch", "transformers", "trl", "peft")
+    from problama_utils.models import compute_dtype
+
+    profile, packages = detect_profile(), ("torch", "transformers", "trl", "peft")
     return {
         "date": date.today().isoformat(),
-        "profile": detect_profile().name,
+        "profile": profile.name,
         "machine": f"{platform.system()} {platform.machine()}, {psutil.cpu_count()} cores, "
-                   f"{psutil.virtual_memory().total / 1e9:.0f} GB",
+                   f"{psutil.virtual_memory().total / 1e9:.0f} GB, {str(compute_dtype(profile))[6:]}",
         "versions": {"Python": platform.python_version(), **{name: version(name) for name in packages}},
         "notebooks": rows,
     }
@@ -118,8 +142,15 @@ def publish(executed: dict[Path, NotebookNode], record: dict[str, Any], root: Pa
             opening.source = stamp_cost(opening.source, row, record["profile"])
         write(path, nbformat.writes(clean(notebook)) + "\n")
     write(root / RESULT, json.dumps(record, indent=1) + "\n")
+    stamp_readme(root)
+
+
+def stamp_readme(root: Path) -> None:
+    """Write the README's table from the records of both measurements."""
+    records = [json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+               for path in (root / RESULT, root / PLAIN_RESULT)]
     readme = root / "README.md"
-    write(readme, stamp_table(readme.read_text(encoding="utf-8"), record))
+    write(readme, stamp_table(readme.read_text(encoding="utf-8"), *records))
 
 
 def stamp_cost(opening: str, row: dict[str, Any], profile: str) -> str:
@@ -127,13 +158,13 @@ def stamp_cost(opening: str, row: dict[str, Any], profile: str) -> str:
     cost = (f"**Time and memory.** Profile `{profile}`: {row['minutes']:.1f} minutes, {row['peak_memory_gb']:.1f} GB, "
             "measured by `make course` (the README says when, where and with what). Profiles `colab-t4` and `slides` "
             "have not been measured yet.")
-    block = f"<!-- measured -->{cost}<!-- /measured -->"
+    block = f"<!-- measured -->\n{cost}\n<!-- /measured -->"  # a marker before text would show the line as raw HTML
     return re.sub(r"<!-- measured -->.*?<!-- /measured -->", lambda _: block, opening, flags=re.DOTALL)
 
 
-def stamp_table(readme: str, record: dict[str, Any]) -> str:
+def stamp_table(readme: str, record: dict[str, Any], plain: dict[str, Any] | None = None) -> str:
     """Return the README with the table between its two markers replaced."""
-    block = f"<!-- course-table -->\n{course_table(record)}\n<!-- /course-table -->"
+    block = f"<!-- course-table -->\n{course_table(record, plain)}\n<!-- /course-table -->"
     return re.sub(r"<!-- course-table -->.*?<!-- /course-table -->", lambda _: block, readme, flags=re.DOTALL)
 
 
@@ -151,7 +182,8 @@ def write(path: Path, text: str) -> None:
 
 
 def run_course(
-    root: Path, build: Path, *, only: Sequence[str] = (), publishing: bool = False, cell_timeout: int = CELL_TIMEOUT
+    root: Path, build: Path, *, only: Sequence[str] = (), publishing: bool = False, cell_timeout: int = CELL_TIMEOUT,
+    plain: bool = False,
 ) -> int:
     """Execute the notebooks in order and write copies, `course.json` and `report.html`.
 
@@ -161,12 +193,16 @@ def run_course(
         only: the numbers of those to run, such as "01"; empty = all.
         publishing: also replace the committed notebooks, measurements and README table.
         cell_timeout: seconds after which a cell is given up.
+        plain: write the measurements to `PLAIN_RESULT` and the README's table; `main` has set `PLAIN_PROCESSOR`.
 
     Returns:
         An exit status: 0, 1 where something is wrong (it has been told on stderr), 130 after Ctrl-C.
     """
     try:
-        _run(root, build, only, publishing, cell_timeout)
+        record = _run(root, build, only, publishing, cell_timeout)
+        if plain:
+            write(root / PLAIN_RESULT, json.dumps(record, indent=1) + "\n")
+            stamp_readme(root)
     except CourseError as error:
         print(error, file=sys.stderr)
         return getattr(error, "status", 1)
@@ -176,7 +212,7 @@ def run_course(
     return 0
 
 
-def _run(root: Path, build: Path, only: Sequence[str], publishing: bool, cell_timeout: int) -> None:
+def _run(root: Path, build: Path, only: Sequence[str], publishing: bool, cell_timeout: int) -> dict[str, Any]:
     os.environ["PROBLAMA_QUIET"] = "1"  # kernels inherit it: nobody watches, so no curve that refreshes in place
     there = numbered_notebooks(root)
     unknown = sorted(set(only) - {path.stem[:2] for path in there})
@@ -209,6 +245,7 @@ def _run(root: Path, build: Path, only: Sequence[str], publishing: bool, cell_ti
         publish(executed, record, root)
     write_report(list(executed.values()), record, build / "report.html")
     print(f"{sum(row['minutes'] for row in rows):.1f} minutes in all. Read build/report.html.")
+    return record
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -218,17 +255,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="*", default=(), metavar="NN", help="only these notebooks, such as 01 05")
     parser.add_argument("--cell-timeout", type=int, default=CELL_TIMEOUT, metavar="SECONDS",
                         help=f"give a cell up that has not returned by then (default {CELL_TIMEOUT})")
+    parser.add_argument("--plain-processor", action="store_true", help="measure in fp32 with AVX2 only")
     options = parser.parse_args(arguments)
     root = course_root()
     if options.cell_timeout < 1:
         parser.error("--cell-timeout is a number of seconds, at least 1")
     if options.publish and options.only:
         parser.error("--publish measures the whole course: leave --only out")
+    if options.plain_processor and (options.publish or options.only):
+        parser.error("--plain-processor measures the whole course and publishes no notebook: give it alone")
+    if options.plain_processor:
+        os.environ.update(PLAIN_PROCESSOR)  # kernels inherit it
     os.environ.setdefault("PROBLAMA_PROFILE", "cpu")  # kernels inherit it; an empty one lets the hardware choose
     if hides_card() and shutil.which("nvidia-smi"):
         print("Profile cpu: the GPU is not used. PROBLAMA_PROFILE=colab-t4 or slides before the command trains on it.")
     return run_course(root, root / "build", only=options.only, publishing=options.publish,
-                      cell_timeout=options.cell_timeout)
+                      cell_timeout=options.cell_timeout, plain=options.plain_processor)
 
 
 if __name__ == "__main__":

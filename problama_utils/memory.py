@@ -86,7 +86,8 @@ SMOLLM2_135M = Architecture(49_152, 576, 1_536, 30, 9, 3, tie_word_embeddings=Tr
 
 
 def training_bytes(
-    model: Architecture, method: str, regime: str, rank: int = 64, share_base: bool = False, adam_bytes: float = 8
+    model: Architecture, method: str, regime: str, rank: int = 64, share_base: bool = False, adam_bytes: float = 8,
+    peft_path: bool = False,
 ) -> dict[str, int]:
     """Bytes that training keeps, by part.
 
@@ -98,9 +99,12 @@ def training_bytes(
         share_base: PPO with adapters may hang the value model's adapters on the policy's frozen base instead of
             loading a second one.
         adam_bytes: of the two moments of a trained adapter number; `ADAM_BYTES` has them by optimiser.
+        peft_path: count what transformers + peft + TRL really keep under "qlora": `prepare_model_for_kbit_training`
+            turns embedding, norms and head to fp32, and TRL copies the adapter's start as the reference policy.
+            False counts QLoRA as its paper and unsloth keep it, with both parts in bf16 and no copy.
     Returns:
         Bytes of "policy", "reference", "value", "gradients" and "Adam" (moments, and master weights if any).
-        Under LoRA the reference is the policy with its adapters switched off and costs nothing.
+        Under LoRA the reference is the policy with its adapters switched off and costs nothing (`peft_path` apart).
     Raises:
         ValueError: for an unknown method or regime.
     """
@@ -119,9 +123,10 @@ def training_bytes(
     adapter, value_head = model.lora_parameters(rank), model.hidden_size
     base, value_base = (_base_bytes(n, model, regime) for n in (model.parameters, model.value_parameters - value_head))
     trained = adapter + (adapter + value_head if ppo else 0)
+    upcast = 2 * (model.parameters - model.projection_parameters) if peft_path and regime == "qlora" else 0
     return {
-        "policy": base + 4 * adapter,
-        "reference": 0,
+        "policy": base + upcast + 4 * adapter,
+        "reference": 4 * adapter if peft_path else 0,
         "value": (0 if share_base else value_base) + 4 * (adapter + value_head) if ppo else 0,
         "gradients": 4 * trained,
         "Adam": round(adam_bytes * trained),

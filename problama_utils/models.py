@@ -32,7 +32,7 @@ from problama_utils.likelihood import first_broken_weight
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPE_VARIABLE = "PROBLAMA_DTYPE"
 DTYPES = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16",
@@ -133,16 +133,11 @@ def _load_with_unsloth(profile: Profile, source: str) -> tuple[Any, Any]:
 
 
 def _load_with_transformers(profile: Profile, source: str) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     options: dict[str, Any] = {"dtype": compute_dtype(profile), "use_safetensors": True, "trust_remote_code": False}
     if profile.load_in_4bit:
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=compute_dtype(profile),
-        )
+        options["quantization_config"] = nf4_config(profile)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(source, **options)
@@ -155,6 +150,14 @@ def _load_with_transformers(profile: Profile, source: str) -> tuple[Any, Any]:
 
         keep_differentiable(model)
     return model, tokenizer
+
+
+def nf4_config(profile: Profile) -> BitsAndBytesConfig:
+    """Return QLoRA's 4 bits for transformers: NF4 with double quantisation (arXiv:2305.14314, section 3)."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                              bnb_4bit_compute_dtype=compute_dtype(profile))
 
 
 def compute_dtype(profile: Profile | None = None) -> torch.dtype:

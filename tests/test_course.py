@@ -283,3 +283,21 @@ def test_the_memory_told_is_that_before_the_death_not_after(small_course, capsys
                       "os.kill(os.getpid(), signal.SIGKILL)")
     assert run_course(root, root / "build") == 1
     assert float(re.search(r"at most (\S+) GB", capsys.readouterr().err)[1]) > 0.6
+
+
+def test_the_table_shows_both_processors_where_both_were_measured():
+    rows = [{"name": "01_a", "title": "A", "minutes": 1.04, "peak_memory_gb": 2.06},
+            {"name": "02_b", "title": "B", "minutes": 3.0, "peak_memory_gb": 1.0}]
+    record = {"date": "2026-11-25", "profile": "cpu", "machine": "m, bfloat16", "versions": {"torch": "2"},
+              "notebooks": rows}
+    plain = {**record, "machine": "m, float32", "notebooks": [{**rows[0], "minutes": 5.0}]}
+    assert course_table(record).count("|") == 4 * 5
+    table = course_table(record, plain)
+    assert "| A | 1.0 | 2.1 GB | 5.0 | 2.1 GB |" in table and "| B | 3.0 | 1.0 GB | – | – |" in table
+    assert "In all 4.0 minutes" in table and "5.0 minutes in all" in table and "m, float32" in table
+
+
+@pytest.mark.parametrize("more", [["--publish"], ["--only", "01"]])
+def test_the_plain_processor_measures_the_whole_course_and_publishes_nothing(more):
+    with pytest.raises(SystemExit):
+        main(["--plain-processor", *more])

@@ -1,7 +1,8 @@
-"""What the GPU lane would install can be had: `pip install --dry-run`, for Linux on x86_64 and Python 3.11.
+"""What the GPU lane would install can be had: `pip install --dry-run`, for Linux on x86_64 and Python 3.11 to 3.13.
 
 Verified: that every requirement of environment.yml's pip part exists for that platform and that they agree with each
-other, and the same for the `gpu` extra, with and without the package's own dependencies. Not verified: conda's own
+other, the same for the lock with vLLM (requirements-gpu.txt) on each Python, and for the `gpu` extra, with and without
+the package's own dependencies. Not verified: conda's own
 part (python, pip, git), that unsloth runs (it imports only with a GPU), and unsloth's declared dependencies, which
 `install.py` leaves out on purpose.
 """
@@ -57,6 +58,41 @@ def test_environment_yml_resolves_to_its_own_pins(tmp_path, newest_pip):
     assert part[0] == "-r requirements.txt" and set(install.UNSLOTH_NEEDS) == set(part[1:])
     found = resolve(tmp_path, newest_pip, "-r", "requirements.txt", *part[1:])
     pins = dict(pin.split("==") for pin in install.requirements().values())
+    assert {name: found[name].split("+")[0] for name in pins} == pins
+
+
+def gpu_lock() -> dict[str, str]:
+    """Return the GPU lock as name → pin ("" where it names none)."""
+    lines = (ROOT / "requirements-gpu.txt").read_text(encoding="utf-8").splitlines()
+    listed = [re.sub(r"\s*#.*", "", line).strip() for line in lines]
+    return dict((line + "==").split("==")[:2] for line in listed if line)
+
+
+def test_the_gpu_lock_is_the_cpu_lock_but_for_numpy_and_what_vllm_and_unsloth_add():
+    cpu = dict(pin.split("==") for pin in install.requirements().values())
+    lock = gpu_lock()
+    assert {name: pin for name, pin in lock.items() if cpu.get(name) != pin} == {
+        "numpy": "2.3.5", "vllm": "0.27.1", **dict.fromkeys(install.UNSLOTH_NEEDS, "")}
+    assert set(cpu) <= set(lock)
+
+
+@pytest.fixture(scope="module")
+def uv(tmp_path_factory):
+    """uv, which resolves vLLM's hundred dependencies in seconds where pip takes minutes."""
+    folder = tmp_path_factory.mktemp("uv")
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder), "uv"], check=True)
+    return folder / "bin" / "uv"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_the_gpu_lock_and_its_vllm_resolve(uv, python):
+    command = [str(uv), "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--python-version", python,
+               "--python-platform", "x86_64-manylinux_2_35", "requirements-gpu.txt"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = dict(line.split(" ;")[0].strip().split("==") for line in done.stdout.splitlines() if "==" in line)
+    pins = {name: pin for name, pin in gpu_lock().items() if pin}
     assert {name: found[name].split("+")[0] for name in pins} == pins
 
 
