@@ -130,9 +130,9 @@ def run_steps(python: Path, steps: Iterable[Iterable[str]]) -> int:
     return 0
 
 
-def requirements() -> dict[str, str]:
-    """Return the pinned requirements, `name → pin`, in the file's order."""
-    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+def requirements(lock: str = "requirements.txt") -> dict[str, str]:
+    """Return the pinned requirements of a lock, `name → pin`, in the file's order."""
+    text = (ROOT / lock).read_text(encoding="utf-8")
     lines = (line.split("#")[0].strip() for line in text.splitlines())
     return {re.split(r"[=<>]", line)[0]: line for line in lines if line}
 

@@ -26,7 +26,7 @@ from problama_utils.gated_model import (
     scrubbed,
     shows_token,
 )
-from problama_utils.gpu import installed, samples_with_vllm
+from problama_utils.gpu import GPU_LOCK, installed, samples_with_vllm
 from problama_utils.likelihood import first_broken_weight
 
 if TYPE_CHECKING:
@@ -127,9 +127,9 @@ def _load_with_unsloth(profile: Profile, source: str) -> tuple[Any, Any]:
         if not samples_with_vllm(profile):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CourseError(f"vLLM {installed('vllm')} is installed but cannot be loaded ({reason[:200]}): install a "
-                          "release that was built for your torch, or remove it (`pip uninstall vllm`), and unsloth's "
-                          "own `generate` samples instead.") from error
+        raise CourseError(f"vLLM {installed('vllm')} is installed but cannot be loaded ({reason[:200]}): install "
+                          f"{GPU_LOCK} into a fresh environment, or remove vLLM (`pip uninstall vllm`), and "
+                          "unsloth's own `generate` samples instead.") from error
 
 
 def _load_with_transformers(profile: Profile, source: str) -> tuple[Any, Any]:

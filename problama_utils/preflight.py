@@ -17,12 +17,12 @@ from problama_utils.config import PROFILE_NAMES, Profile, course_root, get_profi
 from problama_utils.embedded_model import NEEDED_BYTES
 from problama_utils.errors import CourseError
 from problama_utils.gated_model import SWITCH, UNGATED_COPIES, is_gated, loads_a_copy, on_hub, refusal_sentence
-from problama_utils.gpu import PLUGIN, vllm_for, vllm_obstacle
+from problama_utils.gpu import GPU_LOCK, PLUGIN, vllm_for, vllm_obstacle
 from problama_utils.install import NEEDED_GB as INSTALLATION_GB
 from problama_utils.install import REFUSED
 from problama_utils.machine import Machine, gpu_obstacle, lane_obstacle, look, profile_for
 from problama_utils.memory import ADAM_BYTES, LLAMA_3_1_8B, SMOLLM2_135M, training_bytes
-from problama_utils.tested_versions import fits, python_range, wanted_packages
+from problama_utils.tested_versions import fits, python_range, tested_pins, wanted_packages
 
 OK, NOTE, WARNING, PROBLEM = "ok", "note", "warning", "problem"
 MEASURED = "assets/results/course.json"
@@ -86,8 +86,9 @@ def _packages(machine: Machine, profile: Profile) -> Check:
     if missing or wrong:
         found = "; ".join(filter(None, [missing and f"missing: {', '.join(missing)}", wrong and ", ".join(wrong)]))
         return Check("packages", PROBLEM, found, _install_command(machine, "unsloth" in missing))
+    locked = tested_pins(GPU_LOCK) if "vllm" in versions else {}  # its numpy is another
     other = [f"{p.name} {versions[p.name]} (tested: {p.tested})" for p in there
-             if p.tested and versions[p.name].split("+")[0] != p.tested]
+             if p.tested and versions[p.name].split("+")[0] not in (p.tested, locked.get(p.name))]
     if other:
         if machine.host:  # the set-up cell keeps the host's own torch and numpy on purpose
             return Check("packages", NOTE, f"{machine.host}'s own releases are kept: {', '.join(other)}")

@@ -48,10 +48,10 @@ def wanted_packages(profile: Profile) -> list[Wanted]:
     return packages
 
 
-def tested_pins() -> dict[str, str]:
-    """Return requirements.txt as name → version; empty where the package stands without its checkout."""
+def tested_pins(lock: str = "requirements.txt") -> dict[str, str]:
+    """Return a lock as name → version; empty where the package stands without its checkout."""
     try:
-        return {normalised(name): pin.partition("==")[2] for name, pin in requirements().items()}
+        return {normalised(name): pin.partition("==")[2] for name, pin in requirements(lock).items()}
     except OSError:
         return {}
 

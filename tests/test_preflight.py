@@ -58,7 +58,17 @@ SIMULATED = [
     ("A100", with_card("slides", A100, packages=pinned("slides", vllm="0.27.1")), "slides", True,
      {"GPU": OK, "GPU memory": OK, "vLLM": OK, "token": OK}, ""),
     ("T4 told to run the slides", with_card("slides", T4), "slides", True, {"GPU": WARNING}, "colab-t4"),
-    ("A100 without vLLM", with_card("slides", A100, packages=pinned("colab-t4")), "slides", True, {"vLLM": NOTE}, ""),
+    ("A100 without vLLM", with_card("slides", A100, packages=pinned("colab-t4")), "slides", True, {"vLLM": NOTE},
+     "pip install -r requirements-gpu.txt"),
+    ("A100 under the lock with vLLM", with_card("slides", A100, packages=pinned("slides", vllm="0.27.1",
+                                                                                numpy="2.3.5")), "slides", True, {"vLLM": OK, "packages": OK}, ""),
+    ("Colab with the torchao of its image", laptop(packages=pinned("cpu", torchao="0.10.0"), host="Colab"), "cpu",
+     False, {"torchao": PROBLEM}, "set-up cell"),
+    ("laptop with an old torchao", laptop(packages=pinned("cpu", torchao="0.15.0+cpu")), "cpu", False,
+     {"torchao": PROBLEM}, "pip uninstall torchao"),
+    ("T4 with an old torchao", with_card("colab-t4", T4, packages=pinned("colab-t4", torchao="0.12.0")), "colab-t4",
+     False, {"torchao": PROBLEM}, "install.py"),
+    ("laptop with a new torchao", laptop(packages=pinned("cpu", torchao="0.17.0")), "cpu", True, {"packages": OK}, ""),
     ("A100 with a vLLM that TRL does not know", with_card("slides", A100, packages=pinned("slides", vllm="0.31.0")),
      "slides", True, {"vLLM": NOTE}, ""),
     ("Colab's own numpy", laptop(packages=pinned("cpu", numpy="2.1.3"), host="Colab"), "cpu", True, {"packages": NOTE},
@@ -118,6 +128,78 @@ def test_a_simulated_machine_gets_the_right_verdict_and_cure(seen, profile, runs
         assert PROBLEM not in found.values()
     for check in checks:
         assert check.grade not in (WARNING, PROBLEM) or check.cure, f"{check.name} has no cure"
+
+
+LINUX, PLAIN = "Linux x86_64", {"host": "", "torch": "2.13.0", "torch_cuda": "13.0"}
+ON_COLAB = {"host": "Colab", "torch": "2.11.0+cu128", "torch_cuda": "12.8"}
+VLLMS = [
+    # driver, compute capability, system, what else is there → release, words of the sentence
+    ("580.95.05", (8, 0), LINUX, PLAIN, "0.27.1", "pip install -r requirements-gpu.txt"),
+    ("595.10", (9, 0), LINUX, PLAIN, "0.27.1", "fresh environment"),
+    ("580.82.07", (7, 5), LINUX, PLAIN, "0.27.1", "fresh environment"),
+    ("580", None, LINUX, PLAIN, "0.27.1", "fresh environment"),
+    ("[N/A]", (12, 1), LINUX, PLAIN, "0.27.1", "driver 580 or newer"),
+    ("580.95.05", (8, 0), LINUX, {"host": "", "torch": "", "torch_cuda": None}, "0.27.1", "requirements-gpu.txt"),
+    ("580.95.05", (8, 0), LINUX, {"host": "", "torch": "2.13.0+cpu", "torch_cuda": ""}, "0.27.1", "fresh environment"),
+    ("580.95.05", (8, 0), LINUX, {"host": "", "torch": "2.14.1", "torch_cuda": "13.0"}, "0.27.1", "fresh environment"),
+    ("579.99", (8, 0), LINUX, PLAIN, "", "driver of 580 or newer, and this one is 579.99"),
+    ("550.54.15", (8, 9), LINUX, PLAIN, "", "this one is 550.54.15"),
+    ("470.256.02", (7, 5), LINUX, PLAIN, "", "this one is 470"),
+    ("580.95.05", (7, 0), LINUX, PLAIN, "", "none below compute capability 7.5"),
+    ("580.95.05", (6, 0), LINUX, ON_COLAB | {"host": "Kaggle"}, "", "none below compute capability 7.5"),
+    ("580.95.05", (8, 0), "Windows AMD64", PLAIN, "", "Windows AMD64"),
+    ("580.95.05", (12, 1), "Linux aarch64", PLAIN, "", "Linux aarch64"),
+    ("580.95.05", (7, 5), LINUX, ON_COLAB, "", "built for CUDA 12.8, and the vLLM releases for it (0.20.0 to 0.26.0)"),
+    ("550.54.15", (8, 0), LINUX, ON_COLAB, "", "come for CUDA 13"),
+    ("580.95.05", (7, 5), LINUX, ON_COLAB | {"torch": "2.11.0+cpu", "torch_cuda": ""}, "", "a build for CPUs"),
+    ("580.95.05", (8, 0), LINUX, ON_COLAB | {"torch": "2.11.0+cu130", "torch_cuda": "13.0"}, "0.26.0", "vllm==0.26.0"),
+    ("550.54.15", (8, 0), LINUX, ON_COLAB | {"torch": "2.11.0+cu130", "torch_cuda": "13.0"}, "", "this one is 550"),
+    ("580.95.05", (8, 0), LINUX, ON_COLAB | {"torch": "2.13.0+cu130", "torch_cuda": "13.0"}, "0.27.1", "vllm==0.27.1"),
+    ("580.95.05", (8, 0), LINUX, ON_COLAB | {"torch": "2.12.1+cu130", "torch_cuda": "13.0"}, "", "torch 2.12.1"),
+    ("580.95.05", (8, 0), LINUX, ON_COLAB | {"torch": "2.14.0+cu130", "torch_cuda": "13.0"}, "", "torch 2.14.0"),
+    ("580.95.05", (8, 0), LINUX, ON_COLAB | {"torch": "", "torch_cuda": None}, "0.27.1", "requirements-gpu.txt"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("driver", "capability", "system", "there", "release", "words"), VLLMS)
+def test_one_function_says_which_vllm_goes_with_a_card_and_preflight_and_the_set_up_repeat_it(
+        driver, capability, system, there, release, words, monkeypatch):  # fmt: skip
+    found, sentence = lane.vllm_for(driver=driver, capability=capability, system=system, **there)
+    assert found == release and words in sentence and "\n" not in sentence
+    assert not found or lane.vllm_obstacle(found, four_bits=True, plugin=False) == ""  # what it names, TRL takes
+    assert "pip install vllm`" not in sentence  # without a release it brings a torch of its own
+
+    card = Gpu("card", capability, 42.9, 42.4, driver)
+    packages = pinned("colab-t4", torch=there["torch"])
+    seen = with_card("slides", card, packages=packages, system=system, host=there["host"],
+                     torch_cuda=there["torch_cuda"])  # fmt: skip
+    check = {check.name: check for check in judge(seen, get_profile("slides"))}["vLLM"]
+    assert check.grade == NOTE and sentence in (check.cure if release else check.found)
+
+    monkeypatch.setattr(machine_module, "_gpu", lambda: (card, ""))
+    monkeypatch.setattr(machine_module, "_system", lambda: system)
+    monkeypatch.setattr(machine_module, "_host", lambda: there["host"])
+    monkeypatch.setattr(machine_module, "_torch_cuda", lambda: there["torch_cuda"])
+    monkeypatch.setattr(machine_module, "installed_version", lambda name: {"torch": there["torch"]}.get(name))
+    shown = machine_module.vllm_sentence()
+    assert sentence in shown and shown.count("\n") == 1
+    assert ("only profile slides" if release else "sampled without it") in shown
+
+
+def test_the_set_up_is_silent_on_vllm_without_a_card_and_where_vllm_is_there(monkeypatch):
+    monkeypatch.setattr(machine_module, "_gpu", lambda: (None, "no driver"))
+    assert machine_module.vllm_sentence() == ""
+    monkeypatch.setattr(machine_module, "_gpu", lambda: (A100, ""))
+    monkeypatch.setattr(machine_module, "installed_version", lambda name: "0.27.1")
+    assert machine_module.vllm_sentence() == ""
+
+
+def test_the_lock_and_environment_yml_hold_what_the_sentence_promises():
+    lock = tested_versions.tested_pins(lane.GPU_LOCK)
+    assert lock["vllm"] == lane.LOCKED_VLLM == lane.VLLMS_OF_TORCH[tuple(map(int, lock["torch"].split(".")[:2]))][1]
+    text = (course_root() / "environment.yml").read_text(encoding="utf-8").split("name:")[0]
+    for word in (lane.GPU_LOCK, lane.LOCKED_VLLM, str(lane.OLDEST_DRIVERS[13]), "7.5", "Colab"):
+        assert word in text
 
 
 def test_a_gated_model_without_token_is_a_problem_where_no_copy_steps_in():

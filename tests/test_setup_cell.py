@@ -88,10 +88,10 @@ class Runtime:
         command = [sys.executable, "-m", "pip", "--python", str(self.python), "install", "--quiet", "--no-deps"]
         subprocess.run([*command, *requirements], check=True)
 
-    def cell(self, before="", after=REPORT, **settings):
+    def cell(self, before="", after=REPORT, text=CELL, **settings):
         """Run the cell's own text between two programs; return (status, output, seconds, report)."""
         program = self.place / "program.py"
-        program.write_text("\n".join([before, CELL, after]))
+        program.write_text("\n".join([before, text, after]))
         started = time.perf_counter()
         done = subprocess.run([str(self.python), str(program)], cwd=self.work, env={**self.settings, **settings},
                               text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900)
@@ -141,6 +141,72 @@ def test_without_a_kernel_a_stale_package_ends_in_one_sentence(runtime):
     runtime.preinstall("numpy==1.26.4")
     status, shown, _, _ = runtime.cell("import numpy")
     assert status == 1 and "had loaded numpy 1.26.4" in shown[-1] and not any("Traceback" in line for line in shown)
+
+
+OLD_TORCHAO = """
+from peft.import_utils import is_torchao_available
+print("TORCHAO", is_torchao_available())
+"""
+
+
+def test_a_torchao_that_peft_refuses_is_taken_away(runtime):
+    runtime.preinstall("torchao==0.10.0")
+    status, shown, _, _ = runtime.cell(after=OLD_TORCHAO, **HOSTS["colab"])
+    assert status == 0 and shown[-1] == "TORCHAO False", shown
+    assert not (runtime.packages / "torchao").exists()
+    assert runtime.cell(after=OLD_TORCHAO)[1] == ["TORCHAO False"]
+
+
+def test_a_torchao_that_pip_cannot_remove_gets_a_newer_one_before_it(runtime):
+    other = runtime.place / "of-another-environment"
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(other)]
+    subprocess.run([*command, "torchao==0.10.0"], check=True)
+    (runtime.packages / "z.pth").write_text(f"{other}\n")
+    status, shown, _, _ = runtime.cell(after=OLD_TORCHAO)
+    assert status == 0 and shown[-1] == "TORCHAO True" and (other / "torchao").exists(), shown
+    assert any("torchao 0.10.0 gave way to" in line for line in shown)
+
+
+def test_a_card_gets_its_line_on_vllm(runtime):
+    tools = runtime.place / "bin"
+    tools.mkdir()
+    (tools / "nvidia-smi").write_text("#!/bin/sh\necho 'Tesla T4, 7.5, 15360, 15101, 580.82.07'\n")
+    (tools / "nvidia-smi").chmod(0o755)
+    status, shown, _, _ = runtime.cell(after="", PATH=f"{tools}:{os.environ['PATH']}", PIP_DRY_RUN="1", **HOSTS["colab"])
+    assert status == 0 and shown[-1] == "No Problama is installed." and "vLLM" in shown[-2], shown
+    assert "completions are sampled without it" in shown[-2]  # this machine's torch is a build for CPUs
+
+
+def test_the_cell_is_short_and_the_same_in_every_notebook():
+    for path in (ROOT / "notebooks").rglob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        assert next("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code") == CELL, path.name
+    assert len(CELL.splitlines()) <= 30 and "KEEP_ON_DRIVE = False" in CELL
+
+
+DRIVE = """
+from pathlib import Path
+def mount(place):
+    (Path(place) / "MyDrive").mkdir(parents=True, exist_ok=True)
+"""
+WHERE = "from problama_utils.config import runs_dir; print('RUNS', runs_dir())"
+
+
+@pytest.mark.parametrize("host", ["Colab", "Colab, refused", "elsewhere"])
+def test_the_switch_keeps_the_runs_on_drive_where_there_is_one(runtime, repository, host):
+    if host != "elsewhere":
+        refused = "    raise ValueError('mount failed')\n" if "refused" in host else ""
+        (runtime.packages / "google/colab/drive.py").write_text(DRIVE + refused)
+    else:
+        shutil.rmtree(runtime.packages / "google")
+    before = f"import problama_utils.install as i, pathlib; i.DRIVE = pathlib.Path({str(runtime.place / 'drive')!r})"
+    text = CELL.replace("KEEP_ON_DRIVE = False", "KEEP_ON_DRIVE = True")
+    status, shown, _, _ = runtime.cell(before, WHERE, text=text, PYTHONPATH=str(repository[0]), PROBLAMA_RUNS="")
+    local, drive = repository[0] / "runs", runtime.place / "drive/MyDrive/no-problama/runs"
+    place = drive if host == "Colab" else local
+    assert status == 0 and len(shown) == 2 and str(place) in shown[0] and shown[1] == f"RUNS {place}", shown
+    status, shown, _, _ = runtime.cell(before, WHERE, PYTHONPATH=str(repository[0]), PROBLAMA_RUNS="")
+    assert shown == [f"RUNS {local}"]  # not asked for
 
 
 def test_in_a_checkout_it_uses_the_checkout_and_fetches_nothing(runtime, repository):
