@@ -176,7 +176,7 @@ def nf4_policy(architecture: Architecture, profile: Profile, *, seed: int) -> Pr
     from bitsandbytes.nn import Linear4bit, Params4bit
     from transformers import LlamaForCausalLM
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-    from transformers.quantizers import AutoHfQuantizer
+    from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
     from problama_utils.models import nf4_config
     from problama_utils.quantisation import keep_differentiable
@@ -184,7 +184,7 @@ def nf4_policy(architecture: Architecture, profile: Profile, *, seed: int) -> Pr
     config, source = llama_config(architecture), torch.Generator().manual_seed(seed)
     with torch.device("meta"):
         model = LlamaForCausalLM(config).to(torch.bfloat16)
-    quantiser = AutoHfQuantizer.from_config(nf4_config(profile))
+    quantiser = Bnb4BitHfQuantizer(nf4_config(profile), pre_quantized=False)
     quantiser.preprocess_model(model, device_map={"": "cpu"})
     for module in model.modules():
         for name, empty in list(module.named_parameters(recurse=False)):
