@@ -7,52 +7,44 @@ written appears under its name only when it is whole; what stands there already 
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from problama_utils import prompts
+from problama_utils.adapters import CONFIG, adapter_folder, read_config
 from problama_utils.completions import complete, render
+from problama_utils.embedded_model import quiet_transformers
 from problama_utils.errors import CourseError
-from problama_utils.gated_model import clear_text_trouble, hub_endpoint, scrubbed, token_place
+from problama_utils.gated_model import clear_text_trouble, hub_endpoint, on_hub, scrubbed, token_place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.gguf")  # what goes to the hub: no pickle, no model card of
-# peft's, whose `base_model` names a folder of this machine, which the hub refuses
+FILES = ("*.safetensors", "*.json", "*.jinja", "*.gguf")  # for the hub: no pickle, and no model card of peft's, whose
+# `base_model` may be a folder of this machine, which the hub refuses
 
 
 def chat(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    text: str,
-    task: str = "riddles",
-    *,
-    few_shot: bool = True,
-    max_new_tokens: int = 24,
-    adapter: str | Path | None = None,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, task: str = "riddles", *,
+    few_shot: bool = True, max_new_tokens: int = 24, adapter: str | Path | None = None,
 ) -> str:
     """Return the policy's greedy answer to one problem in the reader's own words, asked as the course asks.
 
     Args:
         model: with or without an adapter.
-        tokenizer: from `load_policy`.
         text: a riddle, or for "piqa" and "science" a question with its lettered options on lines of their own.
         task: whose system prompt and examples are used.
-        few_shot: the slides' two examples first, as `profile.riddles.few_shot` says of a training.
+        few_shot: the slides' two examples first, as in a training with `few_shot`.
         max_new_tokens: budget of the answer.
-        adapter: folder of the adapter; where vLLM holds the weights it answers with this one, elsewhere the model's own
-            adapter does.
-
-    Raises:
-        CourseError: an unknown task, or a text with nothing in it.
+        adapter: folder of an adapter that vLLM, where it holds the weights, answers with; else the model's own does.
     """
-    if task not in prompts.SYSTEM_PROMPTS:
+    if not isinstance(task, str) or task not in prompts.SYSTEM_PROMPTS:
         raise CourseError(f"task = {task!r}, expected one of {', '.join(prompts.SYSTEM_PROMPTS)}.")
     if not isinstance(text, str) or not text.strip():
         raise CourseError(f"text = {text!r}, expected a riddle or a question: write one.")
@@ -61,15 +53,16 @@ def chat(
     messages = [system, *(prompts.example_turns(task) if few_shot else []), asked]
     if adapter is None or getattr(model, "vllm_engine", None) is None:
         return complete(model, tokenizer, [messages], max_new_tokens=max_new_tokens)[0]
+    tokens = tokenizer(render(tokenizer, [messages])[0], add_special_tokens=False)["input_ids"]
+    return _ask_vllm(model, tokens, max_new_tokens, adapter_folder(adapter))
+
+
+def _ask_vllm(model: Any, tokens: list[int], max_new_tokens: int, adapter: Path) -> str:
     from vllm import SamplingParams
 
-    tokens = tokenizer(render(tokenizer, [messages])[0], add_special_tokens=False)["input_ids"]
-    answers = model.fast_generate(
-        [{"prompt_token_ids": tokens}],
-        sampling_params=SamplingParams(temperature=0.0, max_tokens=max_new_tokens),
-        use_tqdm=False,
-        lora_request=model.load_lora(str(adapter)),
-    )
+    how = SamplingParams(temperature=0.0, max_tokens=max_new_tokens)
+    answers = model.fast_generate([{"prompt_token_ids": tokens}], how, use_tqdm=False,
+                                  lora_request=model.load_lora(str(adapter)))
     return answers[0].outputs[0].text
 
 
@@ -96,18 +89,23 @@ def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     needed = sum(logical_size(weight) * max(2, 0 if unsloth else weight.element_size()) for weight in frozen)
     with _written_whole(folder, needed * 1.05 + 50e6) as part:
         if unsloth:
-            if "save_pretrained_merged" not in vars(model):  # peft hands on the base model's, which saves no adapter
-                from unsloth.save import patch_saving_functions
-
-                patch_saving_functions(model)
-            # None and not True: on a machine with two cores unsloth takes True for leave to write a pickle
-            model.save_pretrained_merged(str(part), tokenizer, save_method="merged_16bit", safe_serialization=None)
+            _merge_with_unsloth(model, tokenizer, part)
         else:
-            copy.deepcopy(model).merge_and_unload(safe_merge=True).save_pretrained(part)
+            with quiet_transformers():
+                copy.deepcopy(model).merge_and_unload(safe_merge=True).save_pretrained(part)
             tokenizer.save_pretrained(part)
         if any(part.glob("*.bin")) or not any(part.glob("*.safetensors")):
             raise CourseError("The merged weights were not written as safetensors; nothing was kept.")
     return Path(folder)
+
+
+def _merge_with_unsloth(model: Any, tokenizer: Any, part: Path) -> None:
+    if "save_pretrained_merged" not in vars(model):  # peft hands on the base model's own, which knows no adapter
+        from unsloth.save import patch_saving_functions
+
+        patch_saving_functions(model)
+    # None and not True: on a machine with two cores unsloth takes True for leave to write a pickle
+    model.save_pretrained_merged(str(part), tokenizer, save_method="merged_16bit", safe_serialization=None)
 
 
 def save_gguf(folder: str | Path, file: str | Path) -> Path:
@@ -122,7 +120,7 @@ def save_gguf(folder: str | Path, file: str | Path) -> Path:
     folder, file = Path(os.path.expanduser(folder)), Path(os.path.expanduser(file))
     weights = list(folder.glob("*.safetensors")) if (folder / "config.json").is_file() else []
     if not weights:
-        what = "an adapter" if (folder / "adapter_config.json").exists() else "no model"
+        what = "an adapter" if (folder / CONFIG).exists() else "no model"
         raise CourseError(f"{str(folder)!r} holds {what}, expected a merged model: write one with save_merged first.")
     if file.suffix != ".gguf":
         raise CourseError(f"file = {str(file)!r}, expected a name that ends in .gguf.")
@@ -163,13 +161,19 @@ def push(folder: str | Path, name: str, *, private: bool = True) -> str:
         made = api.create_repo(name, private=private, exist_ok=True)
         public = private and not api.repo_info(made.repo_id).private
         if not public:
+            if (folder / CONFIG).is_file():  # of an adapter; a path of this machine is nobody else's business
+                config = read_config(folder)
+                base = str(config.get("base_model_name_or_path") or "")
+                config["base_model_name_or_path"] = base if on_hub(base) else Path(base).name
+                api.upload_file(path_or_fileobj=json.dumps(config).encode(), path_in_repo=CONFIG, repo_id=made.repo_id)
             api.upload_folder(repo_id=made.repo_id, folder_path=folder, allow_patterns=list(FILES),
-                              commit_message="From No Problama")
+                              ignore_patterns=[CONFIG])
             return str(made)
         why = "it is there already and everybody can see it: choose another name, or say private=False"
     except Exception as error:  # the hub's library has many kinds, and each may quote the request
-        why = f"{(str(error).strip().splitlines() or [type(error).__name__])[0]}: check the name and the token's rights"
-    raise CourseError(scrubbed(f"Nothing was put on the hub as {name!r} ({why})."))  # out here: no chained traceback
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0] + "; check the name and the token's rights"
+    # raised out here, since a chained traceback would print what the hub echoes
+    raise CourseError(scrubbed(f"{folder.name!r} could not be put on the hub as {name!r}: {why}."))
 
 
 @contextmanager

@@ -37,8 +37,13 @@ def write_gguf(folder: Path, file: Path) -> None:
     from gguf import GGUFWriter
     from transformers import AutoConfig, AutoTokenizer
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CourseError(f"config.json or the tokenizer of {folder.name!r} cannot be read ({first_line[:160]}): write "
+                          "the model and its tokenizer again with save_merged.") from error
     writer = GGUFWriter(file, "llama")
     _describe_model(writer, config, folder.name)
     _describe_tokenizer(writer, tokenizer, config.vocab_size)
