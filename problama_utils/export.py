@@ -148,7 +148,7 @@ def push(folder: str | Path, name: str, *, private: bool = True) -> str:
     if not any(folder.glob("*.safetensors")):
         raise CourseError(f"{str(folder)!r} holds no safetensors file, expected a merged model or an adapter.")
     try:
-        validate_repo_id(name)
+        validate_repo_id(name or "")
     except HFValidationError:
         raise CourseError(f"name = {name!r}, expected owner/name of letters, digits, '-', '_' and '.'.") from None
     if not token_place():

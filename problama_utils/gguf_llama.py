@@ -143,7 +143,6 @@ def _tensors(folder: Path, config: PretrainedConfig) -> Iterator[tuple[str, torc
     """Yield llama.cpp's name and numbers of every weight in the folder's safetensors files."""
     import torch
     from gguf import MODEL_ARCH, get_tensor_name_map
-    from safetensors import safe_open
     from transformers import LlamaForCausalLM
 
     names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
@@ -153,7 +152,7 @@ def _tensors(folder: Path, config: PretrainedConfig) -> Iterator[tuple[str, torc
         del shapes["lm_head.weight"]
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as weights:
+        with _opened(path) as weights:
             for key in weights.keys():  # noqa: SIM118  a file, not a mapping
                 tensor = weights.get_tensor(key)
                 if key == "lm_head.weight" and config.tie_word_embeddings:
@@ -176,6 +175,16 @@ def _tensors(folder: Path, config: PretrainedConfig) -> Iterator[tuple[str, torc
         size = _head_size(config)
         plain = config.rope_parameters["rope_theta"] ** -(torch.arange(0, size, 2, dtype=torch.float32) / size)
         yield "rope_freqs.weight", plain / stretched
+
+
+def _opened(path: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise CourseError(f"{path.name} of {path.parent.name!r} cannot be read ({error}): write the model again with "
+                          "save_merged.") from error
 
 
 def _as_numpy(tensor: torch.Tensor) -> tuple[Any, Any]:

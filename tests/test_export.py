@@ -36,26 +36,24 @@ def adapted(model):
 
 @pytest.fixture
 def policy_and_tokenizer(tiny_model_dir, monkeypatch):
-    """The tiny Llama in fp32 with an adapter, and a tokenizer that has one merge, without which there is no GGUF."""
+    """The tiny Llama in fp32 with an adapter, and a tokenizer that has merges, without which there is no GGUF."""
     monkeypatch.setenv("PROBLAMA_MODEL", str(tiny_model_dir))
     monkeypatch.setenv("PROBLAMA_DTYPE", "float32")
     model, tokenizer = load_policy(get_profile("cpu"), seed=0)
-    return adapted(model), with_merge(tokenizer)
+    return adapted(model), with_merges(tokenizer)
 
 
-def with_merge(tokenizer, **changes):
-    """The tokenizer with "he" as a token of its own in the place of the last letter, and other changes to its file."""
+def with_merges(tokenizer):
+    """The tokenizer with "he" and "ee" as tokens of their own in the place of its last two letters."""
     from tokenizers import Tokenizer
 
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     vocabulary = parts["model"]["vocab"]
-    last = max(vocabulary, key=vocabulary.get)
-    vocabulary["he"] = vocabulary.pop(last)
-    parts["model"]["merges"] = [["h", "e"]]
-    for path, value in changes.items():
-        where, _, name = path.rpartition("__")
-        (parts[where] if where else parts)[name] = value
+    for piece in ("he", "ee"):  # two, since transformers' reader takes a list of one for no list
+        vocabulary[piece] = vocabulary.pop(max(set(vocabulary) - {"he"}, key=vocabulary.get))
+    parts["model"]["merges"] = [["h", "e"], ["e", "e"]]
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(parts))
+    tokenizer.bos_token = "<|im_start|>"  # transformers' reader takes a GGUF file without one for broken
     return tokenizer
 
 
@@ -199,6 +197,11 @@ def read_back(file, dtype):
                 AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name))
 
 
+def differing(model, other):
+    mine, others = model.state_dict(), other.state_dict()
+    return [name for name in mine | others if name not in mine or not torch.equal(mine[name], others[name])]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_gguf_file_holds_the_same_weights_and_words(policy_and_tokenizer, tmp_path, dtype, tied):
@@ -212,8 +215,7 @@ def test_a_gguf_file_holds_the_same_weights_and_words(policy_and_tokenizer, tmp_
     file = export.save_gguf(tmp_path / "m", tmp_path / "m.gguf")
     again, words = read_back(file, dtype)
     want = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=dtype)
-    assert want.state_dict().keys() == again.state_dict().keys()
-    assert [name for name, weight in want.state_dict().items() if not torch.equal(weight, again.state_dict()[name])] == []
+    assert differing(want, again) == []
     assert torch.equal(logits(again), logits(want))
     text = "<|im_start|>The bee, 12 of them: naïve?\n\n  Ünïcödé 🐝<|im_end|>"
     assert words(text).input_ids == tokenizer(text).input_ids
@@ -441,7 +443,7 @@ def test_a_folder_goes_to_a_private_repository_without_pickles_cards_and_paths(h
     import base64
 
     assert export.push(hub.folder, "me/bees") == f"{hub.url}/me/bees"
-    assert json.loads(sent(hub, "/repos/create"))["private"] is True
+    assert json.loads(sent(hub, "/repos/create"))["visibility"] == "private"
     files = {}
     for line in sent(hub, "/commit/").splitlines():
         record = json.loads(line)
@@ -470,8 +472,8 @@ def test_what_the_hub_says_comes_as_a_sentence_without_the_token(hub, status):
     assert SECRET not in str(caught.value) and caught.value.__cause__ is None and caught.value.__context__ is None
 
 
-@pytest.mark.parametrize("name", ["", "a/b/c", "has space", "-me/bees", "me/bees.git", "me//bees", "a--b", "x" * 120, "ü",
-                                  None, 7])
+@pytest.mark.parametrize("name", ["", "a/b/c", "has space", "-me/bees", "me/bees.git", "me//bees", "a--b", "x" * 120,
+                                  "ü", None, 7])
 def test_a_name_that_is_none_is_refused_before_the_hub_is_asked(hub, name):
     with pytest.raises(CourseError, match="expected owner/name"):
         export.push(hub.folder, name)
@@ -513,8 +515,7 @@ def test_the_shipped_riddle_policy_says_the_same_merged_and_as_gguf(tmp_path, mo
     torch.testing.assert_close(logits(alone), logits(model), atol=2e-3, rtol=1e-3)
     assert complete(alone, tokenizer, chats) == said
     again, words = read_back(export.save_gguf(folder, tmp_path / "m.gguf"), torch.float32)
-    state = again.state_dict()
-    assert all(torch.equal(weight, state[name]) for name, weight in alone.state_dict().items())
+    assert differing(alone, again) == []
     words.pad_token, words.eos_token, words.padding_side = tokenizer.pad_token, tokenizer.eos_token, "left"
     words.clean_up_tokenization_spaces = False
     assert complete(again, words, chats) == said
