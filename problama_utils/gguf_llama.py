@@ -18,7 +18,7 @@ from problama_utils.errors import CourseError
 if TYPE_CHECKING:
     import torch
     from gguf import GGUFWriter
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import LlamaConfig, PreTrainedTokenizerBase
 
 ELSE = "convert this one with llama.cpp's own convert_hf_to_gguf.py"
 LLAMA_3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
@@ -35,17 +35,18 @@ def write_gguf(folder: Path, file: Path) -> None:
         CourseError: no plain Llama, a weight missing or not finite, or no byte-level BPE that llama.cpp has a name for.
     """
     from gguf import GGUFWriter
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer, LlamaConfig
 
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+        config = LlamaConfig.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CourseError(f"config.json or the tokenizer of {folder.name!r} cannot be read ({first_line[:160]}): write "
                           "the model and its tokenizer again with save_merged.") from error
     writer = GGUFWriter(file, "llama")
-    _describe_model(writer, config, folder.name)
+    _describe_model(writer, config, kind, folder.name)
     _describe_tokenizer(writer, tokenizer, config.vocab_size)
     for name, tensor in _tensors(folder, config):
         numbers, kind = _as_numpy(tensor)
@@ -60,12 +61,14 @@ def write_gguf(folder: Path, file: Path) -> None:
         writer.close()
 
 
-def _describe_model(writer: GGUFWriter, config: PretrainedConfig, name: str) -> None:
-    wanted = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-    for setting, value in wanted.items():
-        if getattr(config, setting, value) != value:
-            raise CourseError(f"config.json has {setting} = {getattr(config, setting)!r}, and the course writes GGUF "
-                              f"files of plain Llamas ({value!r}) only: {ELSE}.")
+def _describe_model(writer: GGUFWriter, config: LlamaConfig, kind: str, name: str) -> None:
+    found = {"model_type": kind, "hidden_act": config.hidden_act, "attention_bias": config.attention_bias,
+             "mlp_bias": config.mlp_bias}
+    for setting, wanted in (("model_type", "llama"), ("hidden_act", "silu"), ("attention_bias", False),
+                            ("mlp_bias", False)):
+        if found[setting] != wanted:
+            raise CourseError(f"config.json has {setting} = {found[setting]!r}, and the course writes GGUF files of "
+                              f"plain Llamas ({wanted!r}) only: {ELSE}.")
     if config.rope_parameters["rope_type"] not in ("default", "llama3"):
         raise CourseError(f"The rotary embedding is of the type {config.rope_parameters['rope_type']!r}, and the "
                           f"course writes 'default' and 'llama3' only: {ELSE}.")
@@ -84,7 +87,7 @@ def _describe_model(writer: GGUFWriter, config: PretrainedConfig, name: str) -> 
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
 
 
-def _head_size(config: PretrainedConfig) -> int:
+def _head_size(config: LlamaConfig) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
@@ -139,7 +142,7 @@ def _cuts(node: dict[str, Any] | None) -> Iterator[str]:
         yield "?"
 
 
-def _tensors(folder: Path, config: PretrainedConfig) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(folder: Path, config: LlamaConfig) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield llama.cpp's name and numbers of every weight in the folder's safetensors files."""
     import torch
     from gguf import MODEL_ARCH, get_tensor_name_map

@@ -11,6 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from signatures import UNSLOTH_RECORD  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from problama_utils import export, prompts  # noqa: E402
@@ -189,6 +190,8 @@ def test_unsloths_own_merge_is_taken_where_the_model_has_one(policy_and_tokenize
     else:
         assert (export.save_merged(model, tokenizer, tmp_path / "m") / "model.safetensors").exists()
     assert calls == [("merged_16bit", None)]
+    theirs = json.loads(UNSLOTH_RECORD.read_text())["parameters"]["save.unsloth_generic_save_pretrained_merged"]
+    assert theirs[1:4] == ["save_directory", "tokenizer", "save_method"] and "safe_serialization" in theirs
 
 
 def read_back(file, dtype):
