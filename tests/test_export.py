@@ -1,7 +1,9 @@
 """A trained policy taken along: merged, as GGUF, on the hub, in a chat; whole or not at all."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 import threading
 import types
@@ -522,3 +524,48 @@ def test_the_shipped_riddle_policy_says_the_same_merged_and_as_gguf(tmp_path, mo
     words.pad_token, words.eos_token, words.padding_side = tokenizer.pad_token, tokenizer.eos_token, "left"
     words.clean_up_tokenization_spaces = False
     assert complete(again, words, chats) == said
+
+
+LLAMA_CPP = "xllamacpp==2026.10.11549"  # the newest llama.cpp that the index has as a wheel for a CPU
+ASK_LLAMA_CPP = """
+import json, sys
+import xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.n_ctx, params.cpuparams.n_threads, params.n_parallel = sys.argv[1], 1024, 1, 1
+server = xllamacpp.Server(params)
+for prompt in json.load(open(sys.argv[2])):
+    answer = server.handle_completions({"prompt": prompt, "temperature": 0.0, "n_predict": 24, "cache_prompt": False})
+    print("ANSWER", json.dumps(answer.get("content") or answer["choices"][0]["text"]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rope", [None, LLAMA_3_ROPE], ids=["plain", "stretched"])
+def test_llama_cpp_itself_gives_the_same_answers(tmp_path, tmp_path_factory, monkeypatch, rope):
+    """The riddle policy in fp32, greedily; stretched as Llama-3.1 is, 6 of its 8 answers are others than before."""
+    from problama_utils import completions
+    from problama_utils.config import course_root
+    from problama_utils.problems import load_riddles
+
+    package = tmp_path_factory.getbasetemp() / "llama-cpp"
+    if not package.exists():
+        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]
+        subprocess.run([*install, "--target", str(package), LLAMA_CPP], check=True)
+    monkeypatch.delenv("PROBLAMA_MODEL", raising=False)
+    monkeypatch.setenv("PROBLAMA_DTYPE", "float32")
+    monkeypatch.setattr(completions, "walkable", lambda _: None)  # transformers' own generate
+    model, tokenizer = load_policy(get_profile("cpu"), seed=0)
+    model = load_adapter(model, course_root() / "assets" / "runs" / "riddles-3407" / "adapter")
+    folder = export.save_merged(model, tokenizer, tmp_path / "merged")
+    if rope:
+        edit("config.json", rope_parameters={**rope, "rope_theta": 100000.0})(folder)
+    chats = [prompts.riddle_messages(row) for row in list(load_riddles("heldout", difficulty=1))[:8]]
+    said = completions.complete(AutoModelForCausalLM.from_pretrained(folder), tokenizer, chats)
+    (tmp_path / "prompts.json").write_text(json.dumps(completions.render(tokenizer, chats)), encoding="utf-8")
+    file = export.save_gguf(folder, tmp_path / "m.gguf")
+    command = [sys.executable, "-c", ASK_LLAMA_CPP, str(file), str(tmp_path / "prompts.json")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(package)})
+    assert done.returncode == 0, done.stderr[-2000:]
+    answers = [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("ANSWER ")]
+    assert answers == said
+    assert len(set(said)) > 4
