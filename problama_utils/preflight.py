@@ -26,9 +26,6 @@ OK, NOTE, WARNING, PROBLEM = "ok", "note", "warning", "problem"
 MEASURED = "assets/results/course.json"
 GPU_RAM_GB = 12.0  # a free Colab has 12.7; not measured
 RUNS_GB = 0.3  # logs and adapters
-# Cards of assets/gpu.md: name, GB as sold, compute capability.
-CARDS = (("T4", 16, (7, 5)), ("L4", 24, (8, 9)), ("RTX 4090", 24, (8, 9)), ("A100", 40, (8, 0)), ("A100", 80, (8, 0)),
-         ("H100", 80, (9, 0)))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -144,36 +141,6 @@ def counted_gpu_gb(profile: Profile) -> float:
     return sum(training_bytes(LLAMA_3_1_8B, "grpo", regime, profile.lora.r).values()) / 1e9
 
 
-def card_tables() -> str:
-    """Return the two tables of assets/gpu.md, from the profiles and `memory`: what each card and each profile gets."""
-    lines = ["| card | GB as sold | compute capability | profile | products in | completions | counted GB | GB left |",
-             "|---|---|---|---|---|---|---|---|"]
-    for name, memory_gb, capability in CARDS:
-        profile = profile_for_card(memory_gb, capability)
-        dtype = "bf16" if capability >= (8, 0) else "fp16"
-        sampler = (f"vLLM, up to {profile.gpu_memory_utilization * memory_gb:.0f} GB with the weights"
-                   if profile.fast_inference else "unsloth's `generate`")
-        counted = counted_gpu_gb(profile)
-        columns = [name, str(memory_gb), ".".join(map(str, capability)), f"`{profile.name}`", dtype, sampler,
-                   f"{counted:.1f}", f"{memory_gb - counted:.1f}"]
-        lines.append(f"| {' | '.join(columns)} |")
-    lines += ["", "| profile | rank | trainable | group × tokens | steps, riddles / PIQA | weights, 4 bits | adapter "
-              "| gradients | Adam | counted | merged model, 16 bits |", "|---|---|---|---|---|---|---|---|---|---|---|"]
-    for profile in map(get_profile, dict.fromkeys(profile_for_card(gb, cc).name for _, gb, cc in CARDS)):
-        rank, task = profile.lora.r, profile.riddles
-        weights, parts = (training_bytes(LLAMA_3_1_8B, "grpo", "qlora", r) for r in (0, rank))
-        bytes_each = (weights["policy"], parts["policy"] - weights["policy"], parts["gradients"])
-        sizes = [size / 1e9 for size in bytes_each]
-        counted = counted_gpu_gb(profile)
-        columns = [f"`{profile.name}`", str(rank), f"{LLAMA_3_1_8B.lora_parameters(rank):,}",
-                   f"{task.completions_per_step} × {task.max_completion_length}",
-                   f"{profile.riddles.max_steps:,} / {profile.piqa.max_steps:,}",
-                   *(f"{size:.2f}" for size in [*sizes, counted - sum(sizes), counted]),
-                   f"{2 * LLAMA_3_1_8B.parameters / 1e9:.1f}"]
-        lines.append(f"| {' | '.join(columns)} |")
-    return "\n".join(lines)
-
-
 def _gpu_memory(machine: Machine, profile: Profile) -> list[Check]:
     card = machine.gpu
     if profile.backend != "unsloth" or card is None or card.free_gb is None:
@@ -286,6 +253,41 @@ def _expect(machine: Machine, profile: Profile, measured: dict[str, Any] | None)
     if machine.fast_bf16 is False:
         found += "; this processor has no AVX512-BF16: fp32 takes longer and more memory"
     return Check("expect", NOTE, found)
+
+
+# Cards of assets/gpu.md: name, GB as sold, compute capability.
+CARDS = (("T4", 16, (7, 5)), ("L4", 24, (8, 9)), ("RTX 4090", 24, (8, 9)), ("A100", 40, (8, 0)), ("A100", 80, (8, 0)),
+         ("H100", 80, (9, 0)))  # fmt: skip
+
+
+def card_tables() -> str:
+    """Return the two tables of assets/gpu.md, from the profiles and `memory`: what each card and each profile gets."""
+    lines = ["| card | GB as sold | compute capability | profile | products in | completions | counted GB | GB left |",
+             "|---|---|---|---|---|---|---|---|"]
+    for name, memory_gb, capability in CARDS:
+        profile = profile_for_card(memory_gb, capability)
+        dtype = "bf16" if capability >= (8, 0) else "fp16"
+        sampler = (f"vLLM, up to {profile.gpu_memory_utilization * memory_gb:.0f} GB with the weights"
+                   if profile.fast_inference else "unsloth's `generate`")
+        counted = counted_gpu_gb(profile)
+        columns = [name, str(memory_gb), ".".join(map(str, capability)), f"`{profile.name}`", dtype, sampler,
+                   f"{counted:.1f}", f"{memory_gb - counted:.1f}"]
+        lines.append(f"| {' | '.join(columns)} |")
+    lines += ["", "| profile | rank | trainable | group × tokens | steps, riddles / PIQA | weights, 4 bits | adapter "
+              "| gradients | Adam | counted | merged model, 16 bits |", "|---|---|---|---|---|---|---|---|---|---|---|"]
+    for profile in map(get_profile, dict.fromkeys(profile_for_card(gb, cc).name for _, gb, cc in CARDS)):
+        rank, task = profile.lora.r, profile.riddles
+        weights, parts = (training_bytes(LLAMA_3_1_8B, "grpo", "qlora", r) for r in (0, rank))
+        bytes_each = (weights["policy"], parts["policy"] - weights["policy"], parts["gradients"])
+        sizes = [size / 1e9 for size in bytes_each]
+        counted = counted_gpu_gb(profile)
+        columns = [f"`{profile.name}`", str(rank), f"{LLAMA_3_1_8B.lora_parameters(rank):,}",
+                   f"{task.completions_per_step} × {task.max_completion_length}",
+                   f"{profile.riddles.max_steps:,} / {profile.piqa.max_steps:,}",
+                   *(f"{size:.2f}" for size in [*sizes, counted - sum(sizes), counted]),
+                   f"{2 * LLAMA_3_1_8B.parameters / 1e9:.1f}"]
+        lines.append(f"| {' | '.join(columns)} |")
+    return "\n".join(lines)
 
 
 def report(checks: Sequence[Check], profile: Profile, model: str, chosen: str = "") -> str:
