@@ -175,6 +175,7 @@ def nf4_policy(architecture: Architecture, profile: Profile, *, seed: int) -> Pr
     import torch
     from bitsandbytes.nn import Linear4bit, Params4bit
     from transformers import LlamaForCausalLM
+    from transformers.integrations import replace_with_bnb_linear
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
     from transformers.quantizers import AutoHfQuantizer
 
@@ -184,8 +185,8 @@ def nf4_policy(architecture: Architecture, profile: Profile, *, seed: int) -> Pr
     config, source = llama_config(architecture), torch.Generator().manual_seed(seed)
     with torch.device("meta"):
         model = LlamaForCausalLM(config).to(torch.bfloat16)
-    quantiser = AutoHfQuantizer.from_config(nf4_config(profile))
-    quantiser.preprocess_model(model, device_map={"": "cpu"})
+    four_bits = nf4_config(profile)
+    replace_with_bnb_linear(model, modules_to_not_convert=["lm_head"], quantization_config=four_bits)
     for module in model.modules():
         for name, empty in list(module.named_parameters(recurse=False)):
             numbers = _random(tuple(empty.shape), source)
@@ -195,8 +196,9 @@ def nf4_policy(architecture: Architecture, profile: Profile, *, seed: int) -> Pr
             else:
                 setattr(module, name, torch.nn.Parameter(numbers, requires_grad=False))
     model.model.rotary_emb = LlamaRotaryEmbedding(config)  # its frequencies are computed, not loaded
-    quantiser.postprocess_model(model)
-    model.hf_quantizer = quantiser
+    model.is_quantized = model.is_loaded_in_4bit = model.is_4bit_serializable = True  # what peft and the Trainer ask
+    model.quantization_method, model.config.quantization_config = four_bits.quant_method, four_bits
+    model.hf_quantizer = AutoHfQuantizer.from_config(four_bits)
     keep_differentiable(model)
     return model.eval()
 

@@ -58,7 +58,7 @@ def stamp(test_file: str) -> str:
 
 def read_outcomes() -> dict[tuple[str, str], str]:
     """Return the outcomes that still count: (setting, test id) → "passed", "failed" or "skipped"."""
-    lines = LOG.read_text("utf-8").splitlines() if LOG.exists() else []
+    lines = LOG.read_text(encoding="utf-8").splitlines() if LOG.exists() else []
     rows = [json.loads(line) for line in lines if line.endswith("}")]
     return {(row["setting"], row["test"]): row["outcome"] for row in rows
             if row["stamp"] == stamp(row["test"].split("::")[0])}
@@ -119,7 +119,7 @@ def summarise(outcomes: dict[tuple[str, str], str]) -> dict[str, dict[str, list[
 
 def machine() -> dict[str, object]:
     """Return processor, the features that decide which kernels run, and cores."""
-    text = Path("/proc/cpuinfo").read_text("utf-8") if Path("/proc/cpuinfo").exists() else ""
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     field = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
     wanted = ("fma", "avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16")
     return {"processor": field.get("model name", platform.processor()), "cores": os.cpu_count(),

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from problama_utils.config import PROFILE_NAMES, Profile, course_root, get_profile
+from problama_utils.config import PROFILE_NAMES, Profile, course_root, get_profile, profile_for_card
 from problama_utils.embedded_model import NEEDED_BYTES
 from problama_utils.errors import CourseError
 from problama_utils.gated_model import SWITCH, UNGATED_COPIES, is_gated, loads_a_copy, on_hub, refusal_sentence
@@ -292,6 +292,41 @@ def _expect(machine: Machine, profile: Profile, measured: dict[str, Any] | None)
     return Check("expect", NOTE, found)
 
 
+# Cards of assets/gpu.md: name, GB as sold, compute capability.
+CARDS = (("T4", 16, (7, 5)), ("L4", 24, (8, 9)), ("RTX 4090", 24, (8, 9)), ("A100", 40, (8, 0)), ("A100", 80, (8, 0)),
+         ("H100", 80, (9, 0)))  # fmt: skip
+
+
+def card_tables() -> str:
+    """Return the two tables of assets/gpu.md, from the profiles and `memory`: what each card and each profile gets."""
+    lines = ["| card | GB as sold | compute capability | profile | products in | completions | counted GB | GB left |",
+             "|---|---|---|---|---|---|---|---|"]
+    for name, memory_gb, capability in CARDS:
+        profile = profile_for_card(memory_gb, capability)
+        dtype = "bf16" if capability >= (8, 0) else "fp16"
+        sampler = (f"vLLM, up to {profile.gpu_memory_utilization * memory_gb:.0f} GB with the weights"
+                   if profile.fast_inference else "unsloth's `generate`")
+        counted = counted_gpu_gb(profile)
+        columns = [name, str(memory_gb), ".".join(map(str, capability)), f"`{profile.name}`", dtype, sampler,
+                   f"{counted:.1f}", f"{memory_gb - counted:.1f}"]
+        lines.append(f"| {' | '.join(columns)} |")
+    lines += ["", "| profile | rank | trainable | group × tokens | steps, riddles / PIQA | weights, 4 bits | adapter "
+              "| gradients | Adam | counted | merged model, 16 bits |", "|---|---|---|---|---|---|---|---|---|---|---|"]
+    for profile in map(get_profile, dict.fromkeys(profile_for_card(gb, cc).name for _, gb, cc in CARDS)):
+        rank, task = profile.lora.r, profile.riddles
+        weights, parts = (training_bytes(LLAMA_3_1_8B, "grpo", "qlora", r) for r in (0, rank))
+        bytes_each = (weights["policy"], parts["policy"] - weights["policy"], parts["gradients"])
+        sizes = [size / 1e9 for size in bytes_each]
+        counted = counted_gpu_gb(profile)
+        columns = [f"`{profile.name}`", str(rank), f"{LLAMA_3_1_8B.lora_parameters(rank):,}",
+                   f"{task.completions_per_step} × {task.max_completion_length}",
+                   f"{profile.riddles.max_steps:,} / {profile.piqa.max_steps:,}",
+                   *(f"{size:.2f}" for size in [*sizes, counted - sum(sizes), counted]),
+                   f"{2 * LLAMA_3_1_8B.parameters / 1e9:.1f}"]
+        lines.append(f"| {' | '.join(columns)} |")
+    return "\n".join(lines)
+
+
 def report(checks: Sequence[Check], profile: Profile, model: str, chosen: str = "") -> str:
     """Return the verdict as text, the decision in its last line; `chosen` says who chose the profile."""
     by_hand = os.environ.get("PROBLAMA_PROFILE", "").strip()
@@ -314,7 +349,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", choices=PROFILE_NAMES, help="judge this profile (default: the one that would run)")
+    parser.add_argument("--cards", action="store_true", help="print the tables of assets/gpu.md and look at nothing")
     options = parser.parse_args(arguments)
+    if options.cards:
+        print(card_tables())
+        return 0
     try:
         profile = get_profile(options.profile) if options.profile else None
         machine = look(profile)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
 
 import problama_utils  # noqa: F401  before any test loads torch: it sets how torch's threads wait
 
+# A shell that starts tests in the background lets them ignore Ctrl-C, and with them the children that tests send it to.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a hub, nor wait for one that is not there
 
 

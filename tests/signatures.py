@@ -255,15 +255,21 @@ def _unsloth_names(path: str) -> list[str]:
 
 
 def unsloth_parameters(wheel: Path, zoo: Path) -> dict[str, list[str]]:
-    """Read the parameters of the two functions we call, from the wheels: of the GPU classes and of the CPU backend."""
+    """Read the parameters of what we call, from the wheels: of the GPU classes, of the CPU backend, and of saving."""
     loader, llama = _classes(wheel, "unsloth/models/loader.py"), _classes(wheel, "unsloth/models/llama.py")
     cpu = _classes(zoo, "unsloth_zoo/cpu/loader.py")["FastCPUModel"]
+    with zipfile.ZipFile(wheel) as archive:
+        body = ast.parse(archive.read("unsloth/save.py").decode()).body
+    saving = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
     return {
         "FastLanguageModel.from_pretrained": _names(loader["FastLanguageModel"]["from_pretrained"]),
         # FastLanguageModel.get_peft_model(model, *args, **kwargs) hands over to the Llama's, which names them all.
         "FastLanguageModel.get_peft_model": _names(llama["FastLlamaModel"]["get_peft_model"]),
         "FastCPUModel.from_pretrained": _names(cpu["from_pretrained"]),
         "FastCPUModel.get_peft_model": _names(cpu["get_peft_model"]),
+        # what every unsloth model's `save_pretrained_merged` is bound to, and what binds it
+        **{f"save.{name}": _names(saving[name]) for name in ("patch_saving_functions",
+                                                             "unsloth_generic_save_pretrained_merged")},
     }
 
 

@@ -511,12 +511,16 @@ def test_ctrl_c_ends_an_endless_answer_and_is_the_only_interrupt_that_comes_thro
                "from problama_utils.exercises.checking import Case, check_function\n"
                "def endless():\n    print('running', flush=True)\n    while True: pass\n"
                "try:\n    check_function('t', endless, [Case('one', (), 1)])\n"
-               "except KeyboardInterrupt:\n    time.sleep(1)\n"
+               "except KeyboardInterrupt:\n    until = time.monotonic() + 20\n"
+               "    while threading.active_count() > 1 and time.monotonic() < until: time.sleep(0.1)\n"
                "    print('interrupted', threading.active_count(), flush=True)\n")
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "running\n"
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=30)[0] == "interrupted 1\n" and process.returncode == 0
+    try:
+        assert process.stdout.readline() == "running\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30)[0] == "interrupted 1\n" and process.returncode == 0
+    finally:
+        process.kill()  # an answer without an end must not outlive its test
 
 
 def test_exercises_do_not_import_torch():

@@ -58,3 +58,10 @@ def test_the_bill_has_every_pair_and_its_parts_add_up():
 def test_an_unknown_regime_is_refused_in_words():
     with pytest.raises(ValueError, match="regimes"):
         training_bytes(LLAMA_3_1_8B, "grpo", "8bit")
+
+
+def test_the_peft_path_holds_what_is_not_quantised_in_fp32_and_a_copy_of_the_adapter():
+    plain, peft = (training_bytes(LLAMA_3_1_8B, "grpo", "qlora", peft_path=path) for path in (False, True))
+    rest = LLAMA_3_1_8B.parameters - LLAMA_3_1_8B.projection_parameters
+    assert peft["policy"] - plain["policy"] == 2 * rest and peft["reference"] == 4 * 167_772_160
+    assert peft["gradients"] == plain["gradients"] and peft["Adam"] == plain["Adam"]

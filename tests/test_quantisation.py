@@ -222,7 +222,7 @@ def test_the_slides_profile_makes_the_slides_two_calls_to_the_letter(monkeypatch
         @staticmethod
         def from_pretrained(**arguments):
             calls["load"] = arguments
-            return "model", SimpleNamespace(pad_token="<pad>")
+            return torch.nn.Linear(2, 2), SimpleNamespace(pad_token="<pad>")
 
         @staticmethod
         def get_peft_model(model, **arguments):
@@ -232,11 +232,12 @@ def test_the_slides_profile_makes_the_slides_two_calls_to_the_letter(monkeypatch
     stand_in = SimpleNamespace(FastLanguageModel=FastLanguageModel)
     monkeypatch.setitem(__import__("sys").modules, "unsloth", stand_in)
     monkeypatch.delenv("PROBLAMA_MODEL", raising=False)
+    monkeypatch.setattr("problama_utils.models.samples_with_vllm", lambda profile: profile.fast_inference)  # installed
     slides = get_profile("slides")
     attach_lora(load_policy(slides)[0], slides)
     ours = dict(calls)
     exec(_slides_cell(), {"FastLanguageModel": FastLanguageModel})
-    assert ours == calls
+    assert ours == calls and ours["load"]["fast_inference"] is True
 
 
 def _slides_cell():
