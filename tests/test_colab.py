@@ -25,7 +25,7 @@ from problama_utils.config import cache_dir
 ROOT = Path(install.__file__).resolve().parent.parent
 PINS = ROOT / "tests/data/colab/core-pins-2026-08-19.txt"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
-SET_UP_SECONDS, CELLS_SECONDS = 240, 300  # measured: see the printed lines
+SET_UP_SECONDS, CELLS_SECONDS = 240, 300  # 21 to 25 s and 17 to 36 s on two cores that others used too
 FIRST_CELLS = 4  # the set-up cell and the next three
 UNTOUCHED = ("torch", "numpy", "pandas", "matplotlib", "safetensors", "filelock", "tqdm", "scipy", "scikit-learn",
              "pillow", "protobuf", "psutil", "ipykernel", "sentencepiece", "einops", "requests")  # fmt: skip
