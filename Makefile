@@ -23,7 +23,7 @@ course: python  ## set up, run the six notebooks on the CPU, leave executed copi
 test: python  ## lint, unit tests, then every notebook through nbmake
 	@$(PYTHON) problama_utils/install.py --venv .venv --then test
 
-test-fast: python  ## lint and unit tests, under a minute
+test-fast: python  ## lint and unit tests, a few minutes
 	@$(PYTHON) problama_utils/install.py --venv .venv --then test-fast
 
 robust: setup  ## training and sampling tests under 10 seeds and 8 kinds of processor, hours; goes on when started again

@@ -26,6 +26,13 @@ def pytest_generate_tests(metafunc):
                              ids=[f"seed {seed}" for seed in seeds])
 
 
+def pytest_collection_modifyitems(items):
+    """What teaches a policy and then trains it takes many seconds: it belongs to the slow group."""
+    for item in items:
+        if "taught" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
 def seed(request) -> int:
     """The seed of a test's training or sampling: the module's SEED, or each of PROBLAMA_TEST_SEED."""
