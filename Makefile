@@ -3,8 +3,6 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 export PYTHONUNBUFFERED := 1
-# Threads that wait for each other sleep instead of spinning: beside any busy process, spinning costs ten times as much.
-export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help course test test-fast robust lab badges newest publish clean python setup
 

@@ -32,7 +32,7 @@ FILES = ("head_to_head", "rollouts", "reference_step", "evaluation", "batching",
          "losses_against_trl", "quantisation", "trainer", "training_resume", "diagnosis")
 # A processor with fewer features adds up in another order. ONEDNN_MAX_CPU_ISA caps the kernels of matrix products in
 # bf16, MKL_ENABLE_INSTRUCTIONS those in fp32, ATEN_CPU_CAPABILITY torch's own loops.
-DEFAULT = {"PROBLAMA_DTYPE": "bfloat16", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+DEFAULT = {"PROBLAMA_DTYPE": "bfloat16", "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "5000"}
 SETTINGS = {
     "bf16": {},
     "fp32": {"PROBLAMA_DTYPE": "float32"},

@@ -116,7 +116,7 @@ def python_of(folder: Path) -> Path:
 
 def run_steps(python: Path, steps: Iterable[Iterable[str]]) -> int:
     """Run programs of an environment in the checkout, one after the other; return the first exit status but 0."""
-    waiting = {"OMP_WAIT_POLICY": "PASSIVE"}  # the package sets it too, but a test may load torch before the package
+    waiting = {"GOMP_SPINCOUNT": "5000"}  # as the package says, but a test may load torch before the package
     environment = {**waiting, **os.environ, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}  # UTF-8 whatever the code page
     before = signal.signal(signal.SIGINT, lambda *_: None)  # the program that runs decides what Ctrl-C does
     try:
