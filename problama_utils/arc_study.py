@@ -143,7 +143,8 @@ def regrade(folder: Path) -> dict[str, dict[str, int]]:
     """Read `strict` and `lenient` again, with today's reader, from the completions that a study has kept.
 
     A completion that was withheld, or is as long as what is kept of one, may have gone on: its row stays as it is. So
-    does a question of ours that has changed since. Nothing is written before every file has been read.
+    does a question of ours that has changed since, and a letter of ARC's that only the options' texts, which are not
+    kept, could have told from a second one. Nothing is written before every file has been read.
 
     Returns:
         By file name: `rows`, `kept` (could not be read again), `changed`, and `unread` leniently `before` and `after`.
@@ -179,6 +180,8 @@ def _regraded(row: dict[str, str], own: Mapping[str, Mapping[str, Any]] | None) 
     if question is None or question["answer"] != row["right"] or len(question["choices"]) != size:
         return None
     letters = read_letters(completion, LETTERS[:size], question["choices"])
+    if own is None and any(row[name] and not letter for name, letter in letters.items()):
+        return None  # read as one letter beside an option's text, such as "A: C" where option A is carbon's symbol
     return {**row, **{name: letter or "" for name, letter in letters.items()}}
 
 

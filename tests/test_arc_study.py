@@ -132,6 +132,13 @@ def test_the_shipped_study_is_read_with_the_reader_of_today(tmp_path):
     assert {name: found["changed"] for name, found in regrade(tmp_path / "arc").items() if found["changed"]} == {}
 
 
+def test_a_letter_that_an_options_text_explains_is_not_taken_away_without_the_text():
+    row = {"completion": "A: C", "scores": "-1 -2 -3", "right": "B", "strict": "", "lenient": "A"}
+    assert arc_study._regraded(row, None) is None
+    assert arc_study._regraded({**row, "lenient": ""}, None)["lenient"] == ""
+    assert arc_study._regraded({**row, "completion": "A:", "lenient": ""}, None)["lenient"] == "A"
+
+
 @pytest.mark.parametrize("damage", ["nothing there", "a damaged file"])
 def test_a_study_that_cannot_be_read_again_is_left_alone(tmp_path, damage):
     if damage == "a damaged file":
