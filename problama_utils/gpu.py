@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 from functools import cache
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,11 +26,10 @@ PLUGIN, NEEDS_PLUGIN = "vllm-bnb-plugin", (0, 28)  # from there on vLLM reads 4-
 
 
 def installed(name: str) -> str:
-    """Return the release of an installed distribution, "" where there is none."""
-    try:
-        return metadata.version(name) or ""
-    except metadata.PackageNotFoundError:
-        return ""
+    """Return the release of an installed distribution, "" where it is missing or half removed."""
+    from problama_utils.install import installed_version  # late: the package's own start needs no installer
+
+    return installed_version(name) or ""
 
 
 def card_obstacle(memory_gb: float, capability: tuple[int, int], *, unsloth: bool) -> str:
