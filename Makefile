@@ -13,16 +13,16 @@ python:
 	@command -v $(PYTHON) >/dev/null || { echo "No Problama: there is no '$(PYTHON)' here: install Python 3.11, 3.12 or 3.13, or name yours with make PYTHON=..." >&2; exit 1; }
 
 setup: python
-	@$(PYTHON) problama_utils/install.py --venv .venv
+	@$(PYTHON) problama_utils/setup/install.py --venv .venv
 
 course: python  ## set up, run the six notebooks on the CPU, leave executed copies and report.html in build/
-	@$(PYTHON) problama_utils/install.py --venv .venv --then course
+	@$(PYTHON) problama_utils/setup/install.py --venv .venv --then course
 
 test: python  ## lint, unit tests, then every notebook through nbmake
-	@$(PYTHON) problama_utils/install.py --venv .venv --then test
+	@$(PYTHON) problama_utils/setup/install.py --venv .venv --then test
 
 test-fast: python  ## lint and unit tests, a few minutes
-	@$(PYTHON) problama_utils/install.py --venv .venv --then test-fast
+	@$(PYTHON) problama_utils/setup/install.py --venv .venv --then test-fast
 
 robust: setup  ## training and sampling tests under 10 seeds and 8 kinds of processor, hours; goes on when started again
 	@$(PY) benchmarks/robust.py
@@ -34,10 +34,10 @@ newest:  ## try the newest releases in a throw-away environment, report what bro
 	@$(PYTHON) benchmarks/newest.py $(PACKAGES)
 
 publish: setup  ## run the course, then refresh the committed outputs, timings and README table
-	@$(PY) -m problama_utils.course --publish
+	@$(PY) -m tools.course --publish
 
 badges:  ## restamp the repository's address: make badges REPO=owner/name REF=main
-	@$(PYTHON) problama_utils/badges.py $(REPO) $(REF)
+	@$(PYTHON) tools/badges.py $(REPO) $(REF)
 
 clean:  ## remove the environment, runs and build products (the model cache stays)
 	rm -rf .venv build runs .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -92,7 +92,7 @@ def base_model(dtype: str) -> tuple[Any, Any]:
     import torch
 
     from problama_utils.config import get_profile
-    from problama_utils.models import load_policy
+    from problama_utils.model.loading import load_policy
 
     model, tokenizer = load_policy(get_profile("cpu"), seed=0)
     return model.to(getattr(torch, dtype)).eval(), tokenizer
@@ -105,7 +105,7 @@ def machine() -> dict[str, Any]:
 
     import torch
 
-    from problama_utils.machine import cores
+    from problama_utils.setup.machine import cores
 
     return {"system": f"{platform.system()} {platform.machine()}", "cores": cores(),
             "threads": torch.get_num_threads(), "load": [round(value, 2) for value in os.getloadavg()],

@@ -33,7 +33,7 @@ def compare(rows: list[dict[str, Any]], ours: list[list[float]], samples: list[d
         samples: the harness's samples, in the same order.
         noise: nats by which a sum may differ in this precision.
     """
-    from problama_utils.likelihood import likeliest, normalised
+    from problama_utils.model.likelihood import likeliest, normalised
 
     items = []
     for row, scores, sample in zip(rows, ours, samples, strict=True):
@@ -72,9 +72,9 @@ def main() -> None:
     options = parser.parse_args()
     harness = need_harness()
 
-    from problama_utils.evaluation import choice_scores
-    from problama_utils.problems import load_science
-    from problama_utils.prompts import SYSTEM_PROMPTS
+    from problama_utils.evaluation.scoring import choice_scores
+    from problama_utils.tasks.problems import load_science
+    from problama_utils.tasks.prompts import SYSTEM_PROMPTS
 
     rows = list(load_science("test", source=options.data or "embedded"))[: options.limit or None]
     model, tokenizer = base_model(options.dtype)

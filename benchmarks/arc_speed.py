@@ -33,9 +33,9 @@ def main() -> None:
     options = parser.parse_args()
     harness = need_harness()
 
-    from problama_utils.evaluation import choice_scores
-    from problama_utils.likelihood import likeliest
-    from problama_utils.problems import load_science
+    from problama_utils.evaluation.scoring import choice_scores
+    from problama_utils.model.likelihood import likeliest
+    from problama_utils.tasks.problems import load_science
 
     questions = list(load_science("test", source=options.data or "embedded"))
     model, tokenizer = base_model(options.dtype)

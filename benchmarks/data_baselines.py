@@ -6,7 +6,7 @@
 Riddles are answered in two ways: by the log-likelihood of the four words of the bank, and open-ended with the slides'
 two examples (greedily, and by sampling), graded strictly. Physical pairs and science questions are answered by the
 log-likelihood of the options read in full, as it is and divided by their length in characters. The figures go to
-`assets/results/data_baselines.json`, which the data card quotes and `python -m problama_utils.problems` prints.
+`assets/results/data_baselines.json`, which the data card quotes and `python -m tools.check_data` prints.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from typing import Any
 
 import torch
 
-from problama_utils import prompts
-from problama_utils.answers import Verdict, grade, strict_answer
 from problama_utils.config import get_profile
-from problama_utils.data_gates import options_of, right_of
-from problama_utils.evaluation import render, text_log_likelihoods
-from problama_utils.models import load_policy
-from problama_utils.problems import LOADERS, fingerprint
-from problama_utils.rollouts import Sampling, sample_completions
+from problama_utils.engine.sampling import Sampling, sample_completions
+from problama_utils.evaluation.scoring import render, text_log_likelihoods
+from problama_utils.model.loading import load_policy
+from problama_utils.tasks import prompts
+from problama_utils.tasks.answers import Verdict, grade, strict_answer
+from problama_utils.tasks.problems import LOADERS, fingerprint
+from tools.data_gates import options_of, right_of
 
 TARGET = Path(__file__).resolve().parent.parent / "assets" / "results" / "data_baselines.json"
 SAMPLES = 4

@@ -28,7 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that it runs from a checkout that is not installed
 
-from problama_utils.machine import cores, peak_memory_gb  # noqa: E402
+from problama_utils.setup.machine import cores, peak_memory_gb  # noqa: E402
 
 PARTS = ("rollout", "log-probabilities", "backward", "optimiser")
 KINDS = ("stock", "shared-prefix")
@@ -133,10 +133,10 @@ def _print_growth(runs: list[dict]) -> None:
 def _work(options: argparse.Namespace) -> None:
     """Train in this process, one step per line on stdin, and report each step as a line of JSON."""
     from problama_utils.config import get_profile
-    from problama_utils.models import attach_lora, load_policy
-    from problama_utils.rewards import SLIDE_REWARDS
-    from problama_utils.trainer import make_trainer
-    from problama_utils.training import grpo_config, training_problems
+    from problama_utils.model.loading import attach_lora, load_policy
+    from problama_utils.rewards.slides import SLIDE_REWARDS
+    from problama_utils.training.run import grpo_config, training_problems
+    from problama_utils.training.trainer import make_trainer
 
     profile = get_profile("cpu")
     settings = replace(

@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from problama_utils import monitoring
 from problama_utils.config import course_root, get_profile
-from problama_utils.run_folder import ADAPTER_FOLDER, RUN_FILE, read_table, write_json, write_table
-from problama_utils.uncertainty import difference_over_seeds, two_level_interval
+from problama_utils.evaluation.uncertainty import difference_over_seeds, two_level_interval
+from problama_utils.monitoring import curves as monitoring
+from problama_utils.monitoring.run_folder import ADAPTER_FOLDER, RUN_FILE, read_table, write_json, write_table
 
 SEEDS = (3407, 1, 2, 3)
 TASKS = ("riddles", "piqa")
@@ -97,10 +97,10 @@ def broken_claims(rows: list[dict[str, Any]], readme: str) -> list[str]:
 
 def score_items(task: str, seed: int, adapter: Path, out: Path) -> None:
     """Answer every held-out problem of the profile's difficulty with the base policy and with the adapter on top."""
-    from problama_utils.completions import complete
-    from problama_utils.models import load_adapter, load_policy
-    from problama_utils.progress import verdicts
-    from problama_utils.training_data import heldout_problems
+    from problama_utils.model.completions import complete
+    from problama_utils.model.loading import load_adapter, load_policy
+    from problama_utils.training.callbacks import verdicts
+    from problama_utils.training.problems import heldout_problems
 
     profile = get_profile("cpu")
     settings = getattr(profile, task)
@@ -151,7 +151,7 @@ def remake(root: Path, seeds: list[int], work: Path) -> None:
 
 def one(task: str, seed: int, folder: Path) -> None:
     """Train one run unless it is there already, and score it."""
-    from problama_utils.training import run_grpo
+    from problama_utils.training.run import run_grpo
 
     if not (folder / RUN_FILE).exists():
         run_grpo(task, get_profile("cpu"), seed=seed, out=folder)

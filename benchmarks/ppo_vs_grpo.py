@@ -1,4 +1,4 @@
-"""PPO against GRPO on the small game of problama_utils.head_to_head: the full comparison of notebook 01.
+"""PPO against GRPO on the small game of problama_utils.grpo.head_to_head: the full comparison of notebook 01.
 
     python benchmarks/ppo_vs_grpo.py             # tune on 4 seeds, compare on 16 others: some minutes on 2 cores
     python benchmarks/ppo_vs_grpo.py --quick     # 4 seeds, 40 updates, no tuning, nothing written: under a minute
@@ -21,8 +21,8 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from problama_utils.figures import save, success_curves  # noqa: E402
-from problama_utils.head_to_head import Comparison, Run, Settings, band, compare, train  # noqa: E402
+from problama_utils.figures.curves import save, success_curves  # noqa: E402
+from problama_utils.grpo.head_to_head import Comparison, Run, Settings, band, compare, train  # noqa: E402
 
 RATES = (0.003, 0.01, 0.02, 0.03)
 TUNING_SEEDS, SEEDS = range(1000, 1004), range(16)

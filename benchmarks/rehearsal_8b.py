@@ -41,9 +41,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that it runs from a checkout that is not installed
 
 from problama_utils.config import Profile, get_profile  # noqa: E402
-from problama_utils.gpu import samples_with_vllm  # noqa: E402
-from problama_utils.machine import peak_memory_gb  # noqa: E402
-from problama_utils.memory import LLAMA_3_1_8B, Architecture, training_bytes  # noqa: E402
+from problama_utils.model.memory import LLAMA_3_1_8B, Architecture, training_bytes  # noqa: E402
+from problama_utils.setup.gpu import samples_with_vllm  # noqa: E402
+from problama_utils.setup.machine import peak_memory_gb  # noqa: E402
 
 if TYPE_CHECKING:
     import torch
@@ -138,7 +138,7 @@ def write_checkpoint(architecture: Architecture, folder: Path, *, seed: int) -> 
     from safetensors.torch import save_file
     from transformers import AutoTokenizer
 
-    from problama_utils.embedded_model import embedded_model_dir
+    from problama_utils.model.weights import embedded_model_dir
 
     folder.mkdir(parents=True)
     source = torch.Generator().manual_seed(seed)
@@ -179,8 +179,8 @@ def nf4_policy(architecture: Architecture, profile: Profile, *, seed: int) -> Pr
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
     from transformers.quantizers import AutoHfQuantizer
 
-    from problama_utils.models import nf4_config
-    from problama_utils.quantisation import keep_differentiable
+    from problama_utils.model.loading import nf4_config
+    from problama_utils.model.quantisation import keep_differentiable
 
     config, source = llama_config(architecture), torch.Generator().manual_seed(seed)
     with torch.device("meta"):
@@ -208,12 +208,12 @@ def _rehearse_on_cpu(options: argparse.Namespace) -> int:
     import psutil
     from transformers import AutoTokenizer
 
-    from problama_utils.embedded_model import embedded_model_dir
-    from problama_utils.model_size import held_bytes
-    from problama_utils.models import attach_lora, parameter_counts
-    from problama_utils.run_folder import CLOCK, TIMING_FILE, read_table
-    from problama_utils.trainer import trainer_class
-    from problama_utils.training import run_grpo
+    from problama_utils.model.loading import attach_lora, parameter_counts
+    from problama_utils.model.sizes import held_bytes
+    from problama_utils.model.weights import embedded_model_dir
+    from problama_utils.monitoring.run_folder import CLOCK, TIMING_FILE, read_table
+    from problama_utils.training.run import run_grpo
+    from problama_utils.training.trainer import trainer_class
 
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     slides, architecture = get_profile("slides"), LLAMA_3_1_8B
@@ -282,11 +282,11 @@ def _train(options: argparse.Namespace) -> dict:
     """Load, attach the adapter, train in this process; return what was measured."""
     import torch
 
-    from problama_utils.model_size import held_bytes
-    from problama_utils.models import attach_lora, load_policy, parameter_counts
-    from problama_utils.monitoring import read_log
-    from problama_utils.run_folder import CLOCK, TIMING_FILE, read_table
-    from problama_utils.training import run_grpo
+    from problama_utils.model.loading import attach_lora, load_policy, parameter_counts
+    from problama_utils.model.sizes import held_bytes
+    from problama_utils.monitoring.curves import read_log
+    from problama_utils.monitoring.run_folder import CLOCK, TIMING_FILE, read_table
+    from problama_utils.training.run import run_grpo
 
     os.environ["PROBLAMA_MODEL"] = str(options.folder)
     profile, way = rehearsed_profile(options.worker, options)

@@ -28,7 +28,7 @@ STEPS, SAVE_EVERY = 8, 2
 def train(folder: Path) -> None:
     """The call that is killed and repeated: riddles as in the profile `cpu`, fewer and shorter steps."""
     from problama_utils.config import get_profile
-    from problama_utils.training import run_grpo
+    from problama_utils.training.run import run_grpo
 
     profile = get_profile("cpu")
     every = {"save_every": SAVE_EVERY, "heldout_every": 3, "heldout_size": 4}

@@ -33,18 +33,24 @@ FILES = ("head_to_head", "rollouts", "reference_step", "evaluation", "batching",
 # A processor with fewer features adds up in another order. ONEDNN_MAX_CPU_ISA caps the kernels of matrix products in
 # bf16, MKL_ENABLE_INSTRUCTIONS those in fp32, ATEN_CPU_CAPABILITY torch's own loops.
 DEFAULT = {"PROBLAMA_DTYPE": "bfloat16", "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "5000"}
+# Together these four have bf16 and fp32, 1 and 2 threads, every instruction set of oneDNN and both of ATen.
 SETTINGS = {
-    "bf16": {},
+    "as it is": {},
+    "old server": {"PROBLAMA_DTYPE": "float32", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
+                   "MKL_ENABLE_INSTRUCTIONS": "AVX512"},
+    "laptop": {"PROBLAMA_DTYPE": "float32", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+               "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "2"},
+    "bf16 emulated": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "2"},
+}  # fmt: skip
+# One factor changed at a time (`--settings`): for finding which one is to blame.
+SINGLE = {
     "fp32": {"PROBLAMA_DTYPE": "float32"},
     "2 threads": {"OMP_NUM_THREADS": "2"},
     "oneDNN AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2"},
     "oneDNN AVX512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
     "ATen AVX2": {"ATEN_CPU_CAPABILITY": "avx2"},
-    "laptop": {"PROBLAMA_DTYPE": "float32", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-               "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "2"},
-    "old server": {"PROBLAMA_DTYPE": "float32", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
-                   "MKL_ENABLE_INSTRUCTIONS": "AVX512"},
 }  # fmt: skip
+ALL = SETTINGS | SINGLE
 
 
 @cache
@@ -94,12 +100,12 @@ def pytest_configure(config) -> None:
 
 def run_setting(name: str, files: Sequence[str], seeds: Sequence[int]) -> int:
     """Run the test files under one setting in one process; return pytest's exit status."""
-    factors = {variable for changed in SETTINGS.values() for variable in changed}
+    factors = {variable for changed in ALL.values() for variable in changed}
     environment = {key: value for key, value in os.environ.items() if key not in factors}
-    environment |= {**DEFAULT, **SETTINGS[name], "PROBLAMA_ROBUST_SETTING": name,
+    environment |= {**DEFAULT, **ALL[name], "PROBLAMA_ROBUST_SETTING": name,
                     "PROBLAMA_TEST_SEED": " ".join(map(str, seeds)),
                     "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])}
-    paths = [f"tests/test_{file}.py" for file in files]
+    paths = [str(path) for file in files for path in (ROOT / "tests").rglob(f"test_{file}.py")]
     command = [sys.executable, "-m", "pytest", "-p", "robust", "-q", "--tb=line", "--show-capture=no", *paths]
     return subprocess.run(command, cwd=ROOT, env=environment).returncode
 
@@ -110,7 +116,7 @@ def summarise(outcomes: dict[tuple[str, str], str]) -> dict[str, dict[str, list[
     for (setting, test), outcome in sorted(outcomes.items()):
         if outcome == "skipped":
             continue
-        name = re.sub(r"(?<=\[)seed \d+-?|-seed \d+(?=[\]-])", "", test).removesuffix("[]")
+        name = re.sub(r"(?<=\[)seed \d+-?|-seed \d+(?=[\]-])", "", test.split("/")[-1]).removesuffix("[]")
         counts = table[name].setdefault(setting, [0, 0])
         counts[0] += outcome == "passed"
         counts[1] += 1
@@ -128,14 +134,15 @@ def machine() -> dict[str, object]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--settings", nargs="*", choices=SETTINGS, default=list(SETTINGS), help="all by default")
-    parser.add_argument("--files", nargs="*", default=list(FILES), help="diagnosis for tests/test_diagnosis.py, ...")
+    parser.add_argument("--settings", nargs="*", choices=ALL, default=list(SETTINGS),
+                        help="by default the four that combine every factor")
+    parser.add_argument("--files", nargs="*", default=list(FILES), help="diagnosis for test_diagnosis.py, ...")
     parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS))
     parser.add_argument("--report", action="store_true", help="run nothing, tell what the last sweep left")
     options = parser.parse_args()
     LOG.parent.mkdir(exist_ok=True)
     for name in [] if options.report else options.settings:
-        print(f"== {name}: {SETTINGS[name] or 'the default'}", flush=True)
+        print(f"== {name}: {ALL[name] or 'the default'}", flush=True)
         if (status := run_setting(name, options.files, options.seeds)) not in (0, 1, 5):  # 5: nothing left to run
             return status
     table = summarise(read_outcomes())
@@ -146,7 +153,8 @@ def main() -> int:
         red += sum(passed < wanted for passed in counts.values())
         print(test, *(f"  {setting}: {passed} of {wanted}" for setting, passed in counts.items()), sep="\n")
     print(f"{len(table)} tests under {len(options.settings)} settings, {red} counts below N of N")
-    record = {"date": date.today().isoformat(), "machine": machine(), "default": DEFAULT, "settings": SETTINGS,
+    record = {"date": date.today().isoformat(), "machine": machine(), "default": DEFAULT,
+              "settings": {name: ALL[name] for name in options.settings},
               "versions": {"python": platform.python_version(),
                            **{name: version(name) for name in ("torch", "transformers", "trl", "peft")}},
               "passed_of_run": table}

@@ -18,13 +18,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from problama_utils import monitoring, prompts, rewards, training_data
-from problama_utils.completions import complete
 from problama_utils.config import GRPOSettings, get_profile
-from problama_utils.models import attach_lora, load_policy
-from problama_utils.problems import load_few_shot, load_physical, load_riddles
-from problama_utils.progress import verdicts
-from problama_utils.training import run_grpo
+from problama_utils.model.completions import complete
+from problama_utils.model.loading import attach_lora, load_policy
+from problama_utils.monitoring import curves as monitoring
+from problama_utils.rewards import slides as rewards
+from problama_utils.tasks import prompts
+from problama_utils.tasks.problems import load_few_shot, load_physical, load_riddles
+from problama_utils.training import problems as training_data
+from problama_utils.training.callbacks import verdicts
+from problama_utils.training.run import run_grpo
 
 SEED, UNSEEN = 3407, 96
 WORDS_PROMPT = ("Choose the option that works. Reply with its words inside tags, like this: "

@@ -15,8 +15,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from problama_utils import gpu
-from problama_utils.errors import CourseError
+from problama_utils import CourseError, hide_card, hides_card, tell
+from problama_utils.setup import gpu
 
 LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
 SEVEN_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -276,8 +276,8 @@ def detect_profile(*, min_slides_gb: float = 30.0) -> Profile:
     """
     wanted = os.environ.get("PROBLAMA_PROFILE", "").strip()
     if wanted:
-        if gpu.hides_card():
-            gpu.hide_card()  # the variable may have been set after the package was imported
+        if hides_card():
+            hide_card()  # the variable may have been set after the package was imported
         return get_profile(wanted)
     import torch  # late: choosing by name needs no torch
 
@@ -285,7 +285,7 @@ def detect_profile(*, min_slides_gb: float = 30.0) -> Profile:
         return get_profile("cpu")
     memory_gb, capability = torch.cuda.get_device_properties(0).total_memory / 1e9, torch.cuda.get_device_capability(0)
     if why := gpu.card_obstacle(memory_gb, capability, unsloth=bool(gpu.installed("unsloth"))):
-        gpu.tell(f"profile cpu, although there is a GPU: {why}.")
+        tell(f"profile cpu, although there is a GPU: {why}.")
         return get_profile("cpu")
     return profile_for_card(memory_gb, capability, min_slides_gb=min_slides_gb)
 

@@ -70,7 +70,7 @@ def tiny_model_dir(tmp_path_factory) -> Path:
 def policy(tiny_model_dir):
     """The two-layer Llama in fp32 and its tokenizer, loaded as the course loads a policy."""
     from problama_utils.config import get_profile
-    from problama_utils.models import load_policy
+    from problama_utils.model.loading import load_policy
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PROBLAMA_MODEL", str(tiny_model_dir))

@@ -77,7 +77,7 @@ class Call:
 def sources(root: Path = ROOT) -> dict[str, str]:
     """Return `file → program text`: package, benchmarks, tests, and the code cells of all notebooks."""
     found = {}
-    for folder in ("problama_utils", "benchmarks", "tests"):
+    for folder in ("problama_utils", "benchmarks", "tools", "tests"):
         for path in sorted((root / folder).rglob("*.py")):
             found[path.relative_to(root).as_posix()] = path.read_text(encoding="utf-8")
     for path in sorted((root / "notebooks").rglob("*.ipynb")):
@@ -116,6 +116,17 @@ class Reader:
             self.scopes[file] = {}
             _File(self, file, self.scopes[file]).run()
         return self.scopes[file]
+
+    def origin(self, path: str) -> str:
+        """Return where a name that a face of the package offers is defined; any other path is returned as it is."""
+        face, _, name = path.rpartition(".")
+        file = f"{face.replace('.', '/')}/__init__.py"
+        for node in ast.walk(self.tree(file)) if file in self.texts else ():
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "face":
+                for module, names in ast.literal_eval(node.args[1]).items():
+                    if name in names.split():
+                        return f"{face}.{module}.{name}"
+        return path
 
     def definition(self, path: str) -> tuple[ast.AST, dict] | None:
         """Return one of our own functions or classes, with the scope of its module."""
@@ -178,7 +189,7 @@ class _File:
 
     def imports(self, node: ast.Import | ast.ImportFrom, scope: dict) -> None:
         for alias in node.names:
-            whole = alias.name if isinstance(node, ast.Import) else f"{node.module}.{alias.name}"
+            whole = alias.name if isinstance(node, ast.Import) else self.reader.origin(f"{node.module}.{alias.name}")
             bound = alias.name if isinstance(node, ast.ImportFrom) else alias.name.split(".")[0]
             top = isinstance(node, ast.Import) and not alias.asname  # `import a.b` binds a
             scope[alias.asname or bound] = Symbol(bound if top else whole)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from problama_utils import gpu
+from problama_utils import CourseError
 from problama_utils.config import (
     PROFILE_NAMES,
     RANGES,
@@ -28,9 +28,9 @@ from problama_utils.config import (
     get_profile,
     runs_dir,
 )
-from problama_utils.data_sources import assets_folder, local_folder
-from problama_utils.errors import CourseError
-from problama_utils.gated_model import chosen_name
+from problama_utils.setup import gpu
+from problama_utils.setup.hub import chosen_name
+from problama_utils.tasks.sources import assets_folder, local_folder
 
 
 def test_the_slides_profile_holds_every_value_of_the_deck():
@@ -171,7 +171,7 @@ def test_a_hub_id_and_the_defaults_stay_as_they_are(home, monkeypatch):
 def test_preflight_says_in_one_line_that_a_variable_is_unknown(home):
     import os
 
-    done = subprocess.run([sys.executable, "-m", "problama_utils.preflight", "--profile", "cpu"], capture_output=True,
+    done = subprocess.run([sys.executable, "-m", "problama_utils.setup", "--profile", "cpu"], capture_output=True,
                           text=True, env={**os.environ, "PROBLAMA_HOME": "$NO_SUCH_THING/x"}, cwd=course_root())
     assert done.returncode == 1 and "NO_SUCH_THING" in done.stdout and not done.stderr
 
@@ -293,7 +293,7 @@ def test_every_value_that_a_refusal_names_is_itself_accepted(name, value):
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 6])
 def test_trl_takes_every_divisor_that_a_message_names(rows, tmp_path):
-    from problama_utils.training import grpo_config
+    from problama_utils.training.run import grpo_config
 
     settings = GRPOSettings(max_steps=1, dataset_size=1, prompts_per_step=1, num_generations=6,
                             per_device_batch_size=rows)

@@ -14,14 +14,15 @@ import pytest
 from drift import ROOT, Reader, sources
 from signatures import LIBRARIES, UNSLOTH_RECORD, bind, unsloth_parameters, used_keywords
 
-from problama_utils import install
+from problama_utils.setup import install
 
 # A `**mapping` that hides its keys: (file, callee as written) → why it cannot hide a wrong argument.
 UNDECIDED = {
-    ("problama_utils/completions.py", "model.generate"): "**encoded is the tokenizer's own input_ids, attention_mask",
+    ("problama_utils/model/completions.py", "model.generate"):
+        "**encoded is the tokenizer's own input_ids, attention_mask",
     ("notebooks/02_qlora_setup.ipynb", "policy"): "**batch is the tokenizer's own input_ids, attention_mask",
-    ("tests/test_memory.py", "LlamaConfig"): "the fields of our Architecture; the test itself builds the model",
-    ("tests/test_batching.py", "with_lora"): "pytest's parameters; the test itself attaches the adapter",
+    ("tests/model/test_memory.py", "LlamaConfig"): "the fields of our Architecture; the test itself builds the model",
+    ("tests/engine/test_batching.py", "with_lora"): "pytest's parameters; the test itself attaches the adapter",
     ("tests/gpu_lane/pretend_card.py", "load"): "what the course passed on, and four that the lane's run itself checks",
     ("tests/gpu_lane/pretend_card.py", "attach"): "what the course passed on; the lane's run itself checks it",
 }
@@ -152,7 +153,8 @@ def test_the_versions_that_were_bound_are_the_pinned_ones():
 
 
 def test_the_reader_covers_every_notebook_and_module():
-    on_disk = {path.relative_to(ROOT).as_posix() for folder in ("problama_utils", "benchmarks", "tests", "notebooks")
+    folders = ("problama_utils", "benchmarks", "tools", "tests", "notebooks")
+    on_disk = {path.relative_to(ROOT).as_posix() for folder in folders
                for kind in ("*.py", "*.ipynb") for path in Path(ROOT / folder).rglob(kind)
                if ".ipynb_checkpoints" not in path.parts}
     assert on_disk == set(sources())

@@ -140,7 +140,7 @@ def _loss_case(name: str, hint: str, arguments: tuple) -> Case:
     """A call whose value and gradient are both compared with the package's loss."""
     import torch
 
-    from problama_utils.losses import grpo_loss
+    from problama_utils.grpo.losses import grpo_loss
 
     def judge(value: Any, args: tuple) -> str | None:
         mine, raised = None, ""

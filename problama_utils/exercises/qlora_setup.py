@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from problama_utils.exercises.checking import Case, CheckResult, check_function, difference
-from problama_utils.memory import LLAMA_3_1_8B, SMOLLM2_135M
+from problama_utils.model.memory import LLAMA_3_1_8B, SMOLLM2_135M
 
 
 def check_quantise_block(answer: Callable | None) -> CheckResult:
     """Exercise 1: `answer(values, code)` → the block after a round trip through the code, shape as given."""
     import torch
 
-    from problama_utils.quantisation import dequantise, normal_float_code, quantise
+    from problama_utils.model.quantisation import dequantise, normal_float_code, quantise
 
     three = torch.tensor([-1.0, 0.0, 1.0])
     nf4 = normal_float_code()

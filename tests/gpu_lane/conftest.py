@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from problama_utils import install
 from problama_utils.config import cache_dir, course_root
+from problama_utils.setup import install
 
 TRITON = "triton"  # torch's CPU builds come without it; unsloth's kernels need it to be importable
 HERE = Path(__file__).resolve().parent

@@ -33,7 +33,8 @@ def profile() -> Any:
 
 def measurements(model: Any, tokenizer: Any) -> dict[str, Any]:
     """Greedy completions of prompts of many lengths, and log-likelihoods of science choices."""
-    from problama_utils import evaluation, problems
+    from problama_utils.evaluation import scoring as evaluation
+    from problama_utils.tasks import problems
 
     riddles = list(problems.load_riddles("heldout", difficulty=1))[:16]
     questions = list(problems.load_science("test"))[:6]
@@ -43,7 +44,7 @@ def measurements(model: Any, tokenizer: Any) -> dict[str, Any]:
 
 
 def load(seed: int = SEED) -> tuple[Any, Any]:
-    from problama_utils.models import load_policy
+    from problama_utils.model.loading import load_policy
 
     return load_policy(profile(), seed=seed)
 
@@ -54,7 +55,7 @@ def on_the_pretend_card() -> None:
     import unsloth  # noqa: F401
 
     pretend_card.bring_to_the_cpu()
-    from problama_utils import llama_layers
+    from problama_utils.engine import layers as llama_layers
 
     def refuse(model: Any) -> None:
         raise llama_layers.UnsupportedModelError("this model stands for one on a card")
@@ -64,9 +65,10 @@ def on_the_pretend_card() -> None:
 
 def train(home: Path) -> dict[str, Any]:
     on_the_pretend_card()
-    from problama_utils import progress, run_folder
-    from problama_utils.models import attach_lora, load_adapters, speaking_as
-    from problama_utils.training import TrainingInterrupted, run_grpo
+    from problama_utils.model.loading import attach_lora, load_adapters, speaking_as
+    from problama_utils.monitoring import run_folder
+    from problama_utils.training import callbacks as progress
+    from problama_utils.training.run import TrainingInterrupted, run_grpo
 
     record: dict[str, Any] = {}
     model, tokenizer = load()
@@ -113,7 +115,7 @@ def train(home: Path) -> dict[str, Any]:
 
 
 def plain(home: Path) -> dict[str, Any]:
-    from problama_utils.models import load_adapter, load_policy
+    from problama_utils.model.loading import load_adapter, load_policy
 
     model, tokenizer = load_policy(dataclasses.replace(profile(), backend="transformers"), seed=SEED)
     model = model.float()
@@ -134,7 +136,7 @@ def defaults(home: Path) -> dict[str, Any]:
     from UnslothGRPOTrainer import UnslothGRPOConfig
 
     theirs = inspect.signature(UnslothGRPOConfig.__init__).parameters
-    from problama_utils.training import grpo_config
+    from problama_utils.training.run import grpo_config
 
     trl.GRPOConfig = dict
     named = grpo_config(profile().riddles, profile(), seed=SEED, out=home)

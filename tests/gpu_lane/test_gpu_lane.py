@@ -73,7 +73,7 @@ def test_every_default_that_unsloth_changes_is_named_or_known_to_be_harmless(run
 
 def test_the_optimiser_is_the_one_that_the_memory_bill_counts(trained):
     """A checkpoint has the adapter in fp32 and a byte per moment and number; unsloth keeps no copy of the reference."""
-    from problama_utils.memory import ADAM_BYTES, SMOLLM2_135M
+    from problama_utils.model.memory import ADAM_BYTES, SMOLLM2_135M
 
     adapter = SMOLLM2_135M.lora_parameters(32)
     sizes = trained["checkpoint"]

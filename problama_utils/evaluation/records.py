@@ -1,0 +1,217 @@
+"""One row per question and policy on disk: appended as it is measured, resumed after a kill, read back as one table.
+
+A record file is a CSV with a fixed header. Rows are appended in whole blocks; what a kill leaves of a last line is
+dropped at the next start and measured again. Every row carries a hash of what the policy read, so that figures of
+different policies are compared only where all of them read the same.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from problama_utils import CourseError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KEY = ("policy", "system", "id")
+COLUMNS = (*KEY, "prompt_hash", "right", "strict", "lenient", "chosen", "chosen_norm", "scores", "completion")
+
+
+def prompt_hash(*texts: str) -> str:
+    """Return 10 hex digits that stand for everything a policy reads for one question (SHA-256).
+
+    >>> prompt_hash("a", "bc") == prompt_hash("ab", "c")
+    False
+    """
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(f"{len(text)}:{text}".encode())
+    return digest.hexdigest()[:10]
+
+
+class RecordFile:
+    """A CSV of records that survives being killed.
+
+    Args:
+        path: the file; made with its header where it is missing.
+        columns: its columns, the key's first.
+
+    Raises:
+        CourseError: the file is not one of ours, or is damaged elsewhere than in its last line.
+    """
+
+    def __init__(self, path: str | Path, columns: Sequence[str] = COLUMNS):
+        self.path, self.columns = Path(path), tuple(columns)
+        self.hashes: dict[tuple[str, ...], str] = {}  # key → hash of what was read, of every record that is there
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not self.path.exists():
+            self._write(_lines([self.columns]), "wb")
+            return
+        for row in self.rows():
+            self.hashes[tuple(row[name] for name in KEY)] = row["prompt_hash"]
+
+    def append(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Add records, in one write that reaches the disk before this returns."""
+        rows = [[_text(record[name]) for name in self.columns] for record in records]
+        self._write(_lines(rows), "ab")
+        for row in rows:
+            found = dict(zip(self.columns, row, strict=True))
+            self.hashes[tuple(found[name] for name in KEY)] = found["prompt_hash"]
+
+    def has(self, record: Mapping[str, Any]) -> bool:
+        """Tell whether the question has been measured.
+
+        Raises:
+            CourseError: it has, with another prompt: the data, the prompts or the base model have changed since.
+        """
+        before = self.hashes.get(tuple(_text(record[name]) for name in KEY))
+        if before is not None and before != record["prompt_hash"]:
+            raise CourseError(f"{self.path.name} has question {record['id']!r} with another prompt (hash {before}, now "
+                              f"{record['prompt_hash']}): the data or the prompts have changed since. Move the file "
+                              "away, or name another folder to write to.")
+        return before is not None
+
+    def _write(self, data: bytes, mode: str) -> None:
+        with self.path.open(mode) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rows(self) -> list[dict[str, str]]:
+        """Return the rows that are there, as they stand in the file; a damaged last line is dropped from it."""
+        content, header = self.path.read_bytes(), ",".join(self.columns).encode()
+        if header.startswith(content):  # killed before even the header was whole
+            content = header + b"\n"
+            self._write(content, "wb")
+        lines = content.split(b"\n")
+        if lines[0].rstrip(b"\r") != header:
+            raise CourseError(f"{self.path.name} is not a file of records (its first line is not the expected header): "
+                              "move it away, or name another folder to write to.")
+        tail = lines.pop()
+        rows: list[dict[str, str]] = []
+        for number, line in enumerate(lines[1:], start=2):
+            row = _parse(line, self.columns)
+            if row is None and number < len(lines):
+                raise CourseError(f"Line {number} of {self.path.name} is damaged: delete that line and run again (its "
+                                  "question is measured anew), or move the file away.")
+            if row is None:
+                tail = line
+            else:
+                rows.append(row)
+        if tail:
+            self.replace(rows)
+            print(f"The last line of {self.path.name} was cut off; it is dropped and measured again.", file=sys.stderr)
+        return rows
+
+    def replace(self, rows: Iterable[Mapping[str, str]]) -> None:
+        """Write these rows, as `rows` returns them, in place of the file: all of them, or nothing at all."""
+        part = self.path.with_name(self.path.name + ".part")
+        part.write_bytes(_lines([self.columns, *([row[name] for name in self.columns] for row in rows)]))
+        os.replace(part, self.path)
+
+
+def read_records(places: str | Path | Iterable[str | Path]) -> pd.DataFrame:
+    """Read record files, or all `*.csv` of a folder, as one table.
+
+    Added columns: `data` (the file name's part before the first underscore), `correct_strict`, `correct_lenient`,
+    `unparsed` and `unread` (no letter could be read strictly, or even leniently), `correct_likelihood`,
+    `correct_likelihood_norm`, `chance` (1 / number of choices), so that any share of any subset is one line:
+    `records.query("system").groupby("policy").correct_strict.mean()`.
+
+    Raises:
+        CourseError: there are none, one is damaged, or policies have read different prompts.
+    """
+    import pandas as pd
+
+    places = [places] if isinstance(places, str | Path) else places
+    found = [sorted(place.glob("*.csv")) if place.is_dir() else [place] for place in map(Path, places)]
+    paths = [path for files in found for path in files]
+    tables = [_table(path) for path in paths if path.is_file()]
+    if not any(map(len, tables)):
+        raise CourseError("There are no records there: measure first, with python benchmarks/arc_study.py.")
+    table = pd.concat([table for table in tables if len(table)], ignore_index=True)
+    check_same_prompts(table)
+    return table
+
+
+def check_same_prompts(table: pd.DataFrame) -> None:
+    """Raise `CourseError` where policies have read different prompts for a question, or one has answered twice."""
+    by = [name for name in ("data", "system", "id") if name in table]
+    differing = table.groupby(by).prompt_hash.nunique()
+    if (differing > 1).any():
+        question = differing[differing > 1].index[0]
+        raise CourseError(f"Policies have read different prompts for question {question[-1]!r}: their figures cannot "
+                          "be compared. Measure them all anew with the same data and base model.")
+    twice = table.duplicated([*by, "policy"])
+    if twice.any():
+        row = table[twice].iloc[0]
+        raise CourseError(f"Policy {row.policy!r} has two records for question {row.id!r}: keep only one of its files.")
+
+
+def _table(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    lines = path.read_bytes().split(b"\n")
+    rows = [_parse(line, COLUMNS) for line in lines[1:] if line]
+    if lines[0].rstrip(b"\r") != ",".join(COLUMNS).encode() or None in rows:
+        raise CourseError(f"{path.name} is not a sound file of records: go on with its measurement (it mends a line "
+                          "that was cut off), or move it away.")
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    table.insert(0, "data", path.stem.split("_")[0])
+    table["system"] = table.system == "1"
+    for name, column in (("strict", "strict"), ("lenient", "lenient"), ("likelihood", "chosen"),
+                         ("likelihood_norm", "chosen_norm")):
+        table[f"correct_{name}"] = table[column] == table.right
+    table["unparsed"], table["unread"] = table.strict == "", table.lenient == ""
+    table["chance"] = [1 / len(scores.split()) for scores in table.scores]
+    return table
+
+
+def _parse(line: bytes, columns: Sequence[str]) -> dict[str, str] | None:
+    """Return a line's fields by column, None where it is damaged."""
+    try:
+        fields = next(csv.reader([line.decode("utf-8")], strict=True), [])
+        row = dict(zip(columns, fields, strict=True))
+        numbers = [float(score) for score in row.get("scores", "").split()]
+    except (UnicodeDecodeError, csv.Error, ValueError):
+        return None
+    sound = "\0" not in "".join(fields) and all(row.get(name) for name in (*KEY, "prompt_hash", "right"))
+    return row if sound and (numbers or "scores" not in row) else None
+
+
+def _lines(rows: Iterable[Sequence[str]]) -> bytes:
+    """Return rows as CSV, one line each: a line break inside a text is written as the two characters \\n."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue().encode()
+
+
+def unescaped(text: str) -> str:
+    r"""Return a text of a record as it was before it was written on one line.
+
+    >>> unescaped(r"a\nb"), unescaped(r"a\\nb")
+    ('a\nb', 'a\\nb')
+    """
+    return re.sub(r"\\([\\nr])", lambda found: {"n": "\n", "r": "\r"}.get(found[1], found[1]), text)
+
+
+def _text(value: Any) -> str:
+    """Return a value as it stands in a file."""
+    if isinstance(value, bool):
+        return str(int(value))
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    if isinstance(value, list | tuple):
+        return " ".join(_text(item) for item in value)
+    return str(value).replace("\\", "\\\\").replace("\r", "\\r").replace("\n", "\\n").replace("\0", "")

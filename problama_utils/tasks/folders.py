@@ -1,0 +1,180 @@
+"""Find PIQA, ARC-Challenge and the kit's own files in a folder, however they were downloaded.
+
+Known layouts: the authors' `train.jsonl` and `valid.jsonl` with `-labels.lst`; AI2's zips (`physicaliqa-train-dev/`
+with `dev.jsonl`, `ARC-V1-Feb2018-2/ARC-Challenge/`); the hub's parquet (`plain_text/train/0000.parquet`,
+`data/train-00000-of-00001.parquet`, `ARC-Challenge/test-00000-of-00001.parquet`); the hub's cache; and any parent of
+these. Case does not matter, and .json is read like .jsonl.
+
+Names such as `dev.jsonl` belong to many data sets, so below a folder that is not called after PIQA, files whose first
+row has none of its fields are passed over. ARC-Easy has the names of ARC-Challenge: there the folder decides.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from problama_utils.tasks.sources import DataError
+
+DEPTH, MOST_FOLDERS = 8, 5000  # a hub's cache has its parquet files six folders below HF_HOME
+LINES, PARQUET = (".jsonl", ".json"), ".parquet"
+STEMS = {
+    "PIQA": {"train": "train", "valid": "validation", "dev": "validation", "validation": "validation", "test": "test",
+             "tests": "test"},
+    "ARC-Challenge": {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "test": "test"},
+}
+NAMED = {"PIQA": r"piqa|physical.?iqa", "ARC-Challenge": r"arc[-_ ]?challenge"}  # in a folder's name
+ARC_EASY = r"arc[-_ ]?easy"
+PIQA_FIELDS = {"goal", "sol1", "sol2"}
+LOOKED_FOR = {
+    "physical": "PIQA's valid.jsonl or dev.jsonl with its -labels.lst, validation/0000.parquet, "
+                "validation-00000-of-00001.parquet, or physical.jsonl",
+    "science": "ARC-Challenge-Test.jsonl, ARC-Challenge/test-00000-of-00001.parquet, or science.jsonl",
+    "riddles": "riddles.jsonl",
+}
+
+
+def files_below(folder: Path) -> Iterator[tuple[int, Path]]:
+    """Yield `(depth, file)` in and below a folder, nearest first, in the order of names; not the hidden ones.
+
+    Raises:
+        DataError: the folder itself cannot be read.
+    """
+    level, seen = [folder], 0
+    for depth in range(DEPTH + 1):
+        below: list[Path] = []
+        for place in level:
+            seen += 1
+            try:
+                entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+            except OSError as error:
+                if place == folder:
+                    raise DataError(folder, None, None, type(error).__name__, "a folder that can be read") from error
+                continue
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name == "__MACOSX":
+                    continue
+                if os.path.isdir(entry.path):  # unlike the entry's own, it takes a link to itself for nothing
+                    below.append(place / entry.name)
+                elif os.path.isfile(entry.path):
+                    yield depth, place / entry.name
+        level = below[: max(0, MOST_FOLDERS - seen)]
+
+
+def listing(folder: Path, most: int = 6) -> str:
+    """Say what stands in a folder, and which data files deeper in it: `README.md, x/ (x/dev.csv)`."""
+    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+    deeper = [path.relative_to(folder).as_posix() for depth, path in files_below(folder) if depth
+              and path.suffix.lower() in (*LINES, PARQUET, ".lst", ".csv", ".zip", ".gz", ".arrow")]
+
+    def few(texts: list[str]) -> str:
+        more = f" and {len(texts) - most} more" if len(texts) > most else ""
+        return ", ".join(ascii(text)[1:-1] for text in texts[:most]) + more
+
+    return (few(names) or "nothing at all") + (f" ({few(deeper)})" if deeper else "")
+
+
+def find_own(task: str, folder: Path) -> Path | None:
+    """Return the nearest file in the kit's own form (`riddles.jsonl`) in or below a folder, else None."""
+    found = [(depth, path) for depth, path in files_below(folder)
+             if path.stem.lower() == task and path.suffix.lower() in LINES]
+    nearest = [path for depth, path in found if depth == found[0][0]]
+    return _only_one(folder, nearest) if nearest else None
+
+
+def find_public(name: str, folder: Path) -> tuple[Path, dict[str, list[Path]]] | None:
+    """Return where PIQA or ARC-Challenge lies in or below a folder, with the files of each split, else None.
+
+    For PIQA validation questions come first; then a folder called after the data set comes before others, a near one
+    before a far one, JSON lines before parquet.
+
+    Raises:
+        DataError: two places, or two files of one split, have an equal claim, or a part of a split is missing.
+    """
+    roots: dict[tuple[bool, int, bool, Path], dict[str, list[Path]]] = {}
+    for _, path in files_below(folder):
+        root, split = _root_and_split(name, path, folder)
+        if not split:
+            continue
+        below = root.relative_to(folder).parts
+        named = _is_named(name, below or (folder.resolve().name,)) or _is_named(name, (path.stem,))
+        if named or (name == "PIQA" and not _is_other(path)):
+            claim = (not named, len(below), path.suffix.lower() == PARQUET, root)
+            roots.setdefault(claim, {}).setdefault(split, []).append(path)
+    if not roots:
+        return None
+
+    def rank(claim: tuple[bool, int, bool, Path]) -> tuple[bool, ...]:
+        return (name == "PIQA" and "validation" not in roots[claim], *claim[:3])
+
+    best = min(roots, key=rank)
+    _only_one(folder, [claim[-1] for claim in roots if rank(claim) == rank(best)])
+    for files in roots[best].values():
+        if files[0].suffix.lower() == PARQUET:
+            _whole(folder, files)
+        else:
+            _only_one(folder, files)
+    return best[-1], roots[best]
+
+
+def _root_and_split(name: str, path: Path, folder: Path) -> tuple[Path, str]:
+    """Return the root folder and the split that a file's name and place stand for; the split is "" for other files."""
+    stems, stem, kind = STEMS[name], path.stem.lower(), path.suffix.lower()
+    if kind == PARQUET and path.parent != folder and path.parent.name.lower() in stems:  # train/0000.parquet
+        return path.parent.parent, stems[path.parent.name.lower()]
+    if kind == PARQUET:
+        return path.parent, stems.get(stem.split("-")[0], "")
+    if kind in LINES:
+        return path.parent, stems.get(stem if name == "PIQA" else stem.removeprefix("arc-challenge-"), "")
+    return path.parent, ""
+
+
+def _is_named(name: str, parts: Sequence[str]) -> bool:
+    """Tell whether the names on the way to a file say that it belongs to a data set; the nearest one decides."""
+    for part in reversed(parts):
+        if re.search(NAMED[name], part.lower()):
+            return True
+        if re.search(ARC_EASY, part.lower()):
+            return False
+    return False
+
+
+def _is_other(path: Path) -> bool:
+    """Tell whether a file's first row shows that it is another data set than PIQA."""
+    try:
+        if path.suffix.lower() == PARQUET:
+            import pyarrow.parquet
+
+            return not PIQA_FIELDS & set(pyarrow.parquet.read_schema(path).names)
+        with path.open("rb") as file:
+            row = json.loads(file.readline(1_000_000).removeprefix(b"\xef\xbb\xbf"))
+        return isinstance(row, dict) and not PIQA_FIELDS & set(row)
+    except (OSError, ValueError, RecursionError):  # pyarrow's are ValueErrors; unreadable: the reader of rows says why
+        return False
+
+
+def label_list(lines: Path) -> Path | None:
+    """Return PIQA's label list beside a file of rows (`valid-labels.lst`), None where there is none."""
+    wanted = f"{lines.stem}-labels.lst".lower()
+    found = [path for path in sorted(lines.parent.iterdir()) if path.name.lower() == wanted]
+    return _only_one(lines.parent, found) if found else None
+
+
+def _only_one(folder: Path, found: list[Path]) -> Path:
+    found = list({path.resolve(): path for path in found}.values())  # a link beside its goal is no rival
+    if len(found) > 1:
+        names = " and ".join(path.relative_to(folder).as_posix() for path in found[:3])
+        raise DataError(folder, None, None, f"the same data {len(found)} times ({names})", "it once: name the folder "
+                        "of one, or move the others away")
+    return found[0]
+
+
+def _whole(folder: Path, parts: list[Path]) -> None:
+    """Check that the parquet files of a split lie together and are all there (`-00000-of-00002`)."""
+    _only_one(folder, sorted({path.parent for path in parts}))
+    count = re.search(r"-of-0*(\d+)", parts[0].stem)
+    if count and int(count[1]) != len(parts):
+        raise DataError(parts[0], None, None, f"{len(parts)} parts of this split", f"{count[1]}, as its name says")
