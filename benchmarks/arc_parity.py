@@ -73,15 +73,14 @@ def main() -> None:
     harness = need_harness()
 
     from problama_utils.evaluation.scoring import choice_scores
-    from problama_utils.tasks.problems import load_science
-    from problama_utils.tasks.prompts import SYSTEM_PROMPTS
+    from problama_utils.tasks.science import SCIENCE, load_science
 
     rows = list(load_science("test", source=options.data or "embedded"))[: options.limit or None]
     model, tokenizer = base_model(options.dtype)
     ours = choice_scores(model, tokenizer, rows, system=options.system)
     with tempfile.TemporaryDirectory() as folder:
         task = make_task(rows, Path(folder))
-        system = SYSTEM_PROMPTS["science"] if options.system else None
+        system = SCIENCE.system if options.system else None
         samples, _ = run_harness(model, tokenizer, task, batch_size=options.batch_size, system=system)
     # bf16 has 8 bits of mantissa: the harness's log-probability of -30 is a multiple of 1/8, once per token and once
     # for the sum; differences of up to 1.2 nats were seen on 60 items. In fp32 the largest was 0.0001.

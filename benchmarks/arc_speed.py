@@ -35,7 +35,7 @@ def main() -> None:
 
     from problama_utils.evaluation.scoring import choice_scores
     from problama_utils.model.likelihood import likeliest
-    from problama_utils.tasks.problems import load_science
+    from problama_utils.tasks.science import load_science
 
     questions = list(load_science("test", source=options.data or "embedded"))
     model, tokenizer = base_model(options.dtype)

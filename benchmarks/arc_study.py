@@ -34,8 +34,9 @@ from problama_utils.model.adapters import CONFIG as ADAPTER_CONFIG
 from problama_utils.model.adapters import read_config
 from problama_utils.monitoring.run_folder import ADAPTER_FOLDER, RUN_FILE
 from problama_utils.setup.machine import cores, peak_memory_gb
-from problama_utils.tasks.problems import fingerprint, load_science
+from problama_utils.tasks.datasets import fingerprint
 from problama_utils.tasks.reading import LETTERS
+from problama_utils.tasks.science import load_science
 
 SUMMARY = "summary.json"
 QUESTIONS_AT_ONCE = 96

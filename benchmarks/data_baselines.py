@@ -27,9 +27,10 @@ from problama_utils.config import get_profile
 from problama_utils.engine.sampling import Sampling, sample_completions
 from problama_utils.evaluation.scoring import render, text_log_likelihoods
 from problama_utils.model.loading import load_policy
-from problama_utils.tasks import prompts
 from problama_utils.tasks.answers import Verdict, grade, strict_answer
-from problama_utils.tasks.problems import LOADERS, fingerprint
+from problama_utils.tasks.datasets import fingerprint
+from problama_utils.tasks.registry import LOADERS
+from problama_utils.tasks.riddles import riddle_messages
 from tools.data_gates import options_of, right_of
 
 TARGET = Path(__file__).resolve().parent.parent / "assets" / "results" / "data_baselines.json"
@@ -71,7 +72,7 @@ def open_ended(model: Any, tokenizer: Any, rows: Sequence[Row], temperature: flo
     verdicts = []
     for start in range(0, len(rows), PROMPTS_AT_ONCE):
         part = rows[start : start + PROMPTS_AT_ONCE]
-        texts = render(tokenizer, [prompts.riddle_messages(row) for row in part])
+        texts = render(tokenizer, [riddle_messages(row) for row in part])
         tokens = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts for _ in range(times)]
         rollouts = sample_completions(model, tokens, how, generator=generator)
         words = [tokenizer.decode(rollout.token_ids, skip_special_tokens=True) for rollout in rollouts]

@@ -99,7 +99,7 @@ def score_items(task: str, seed: int, adapter: Path, out: Path) -> None:
     """Answer every held-out problem of the profile's difficulty with the base policy and with the adapter on top."""
     from problama_utils.model.completions import complete
     from problama_utils.model.loading import load_adapter, load_policy
-    from problama_utils.training.callbacks import verdicts
+    from problama_utils.tasks.registry import get_task
     from problama_utils.training.problems import heldout_problems
 
     profile = get_profile("cpu")
@@ -112,7 +112,8 @@ def score_items(task: str, seed: int, adapter: Path, out: Path) -> None:
         for how, temperature in (("greedy", 0.0), ("sampled", settings.temperature)):
             texts = complete(policy, tokenizer, list(problems["prompt"]), temperature=temperature, seed=seed,
                              max_new_tokens=settings.max_completion_length)
-            columns[f"{how}_{when}"] = verdicts(problems, texts)
+            columns[f"{how}_{when}"] = [get_task(task).judge(text, row).value
+                                        for row, text in zip(problems, texts, strict=True)]
     write_table(out, [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
 
 

@@ -13,20 +13,18 @@ from __future__ import annotations
 import dataclasses
 import random
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from problama_utils.config import GRPOSettings, get_profile
-from problama_utils.model.completions import complete
 from problama_utils.model.loading import attach_lora, load_policy
 from problama_utils.monitoring import curves as monitoring
 from problama_utils.rewards import slides as rewards
-from problama_utils.tasks import prompts
-from problama_utils.tasks.problems import load_few_shot, load_physical, load_riddles
-from problama_utils.training import problems as training_data
-from problama_utils.training.callbacks import verdicts
+from problama_utils.tasks.piqa import PIQA
+from problama_utils.tasks.registry import get_task
+from problama_utils.training.callbacks import heldout_counts
+from problama_utils.training.problems import training_problems
 from problama_utils.training.run import run_grpo
 
 SEED, UNSEEN = 3407, 96
@@ -48,27 +46,17 @@ SETUPS: dict[str, tuple[str, dict[str, Any]]] = {
 COLD_START_STEPS, COLD_START_ROWS = 24, 8
 
 
-def words_problem(task: str, row: Mapping[str, Any], few_shot: bool) -> dict[str, Any]:
-    """Return a two-option problem whose answer is the right option's text instead of its letter."""
-    turns = [{"role": "system", "content": WORDS_PROMPT}]
-    for example in load_few_shot("physical"):
-        right = (example["sol1"], example["sol2"])[example["label"]]
-        turns += [{"role": "user", "content": prompts.piqa_question(example)},
-                  {"role": "assistant", "content": f"<answer>{right}</answer>"}]
-    turns.append({"role": "user", "content": prompts.piqa_question(row)})
-    return {"id": row["id"], "prompt": turns, "answer": (row["sol1"], row["sol2"])[row["label"]], "aliases": []}
+def short_words_reward(completions: Sequence[rewards.Completion], **columns: Any) -> list[float | None]:
+    """The slides' reward for brevity with more words allowed: a whole option is no long answer."""
+    return [rewards.brevity(rewards.completion_text(completion), full=30, none=60) for completion in completions]
 
 
-@contextmanager
-def asking_for_words(wanted: bool) -> Iterator[None]:
-    """Let the package ask for words while the block runs, and not call a whole sentence long."""
-    before = training_data._asked, rewards.FULL_MARKS_WORDS, rewards.NO_MARKS_WORDS
-    if wanted:
-        training_data._asked, rewards.FULL_MARKS_WORDS, rewards.NO_MARKS_WORDS = words_problem, 30, 60
-    try:
-        yield
-    finally:
-        training_data._asked, rewards.FULL_MARKS_WORDS, rewards.NO_MARKS_WORDS = before
+# Two options, of which the right one's text is asked for instead of its letter.
+PIQA_WORDS = dataclasses.replace(
+    PIQA, system=WORDS_PROMPT, answer=lambda row: (row["sol1"], row["sol2"])[row["label"]],
+    columns=lambda row: {"aliases": []}, chance=None,
+    rewards=(rewards.correct_answer_reward, short_words_reward, rewards.soft_format_reward),
+)  # fmt: skip
 
 
 def cold_start(model: Any, tokenizer: Any, problems: Any) -> None:
@@ -91,29 +79,27 @@ def cold_start(model: Any, tokenizer: Any, problems: Any) -> None:
 
 def right_answers(model: Any, tokenizer: Any, problems: Any, settings: GRPOSettings) -> int:
     """Return how many problems the policy answers rightly, greedily and strictly read."""
-    texts = complete(model, tokenizer, list(problems["prompt"]), max_new_tokens=settings.max_completion_length)
-    return verdicts(problems, texts).count("right")
+    return heldout_counts(model, tokenizer, PIQA, problems, settings.max_completion_length)["right"]
 
 
 def run(name: str, folder: Path) -> dict[str, Any]:
     """Train one set-up and return its row."""
     from datasets import Dataset
 
-    task, changes = SETUPS[name]
+    name_of_task, changes = SETUPS[name]
+    task = PIQA_WORDS if name.startswith("piqa-words") else get_task(name_of_task)
     profile = get_profile("cpu")
-    settings = dataclasses.replace(getattr(profile, task), **changes)
-    profile = dataclasses.replace(profile, **{task: settings})
-    with asking_for_words(name.startswith("piqa-words")):
-        problems = training_data.training_problems(task, settings, seed=SEED)
-        load = load_riddles if task == "riddles" else load_physical
-        others = [row for row in load("train", difficulty=settings.difficulty) if row["id"] not in set(problems["id"])]
-        unseen = Dataset.from_list([training_data._asked(task, row, True) for row in others[-UNSEEN:]])
-        model, tokenizer = load_policy(profile, seed=SEED)
-        model = attach_lora(model, profile, seed=SEED)
-        before = right_answers(model, tokenizer, unseen, settings)
-        if name == "piqa-cold-start":
-            cold_start(model, tokenizer, problems)
-        run_grpo(task, profile, seed=SEED, out=folder, policy=(model, tokenizer))
+    settings = dataclasses.replace(getattr(profile, task.name), **changes)
+    task = dataclasses.replace(task, settings=settings)
+    problems = training_problems(task, settings, seed=SEED)
+    others = [row for row in task.load("train", difficulty=settings.difficulty) if row["id"] not in set(problems["id"])]
+    unseen = Dataset.from_list([task.asked(row, few_shot=True) for row in others[-UNSEEN:]])
+    model, tokenizer = load_policy(profile, seed=SEED)
+    model = attach_lora(model, profile, seed=SEED)
+    before = right_answers(model, tokenizer, unseen, settings)
+    if name == "piqa-cold-start":
+        cold_start(model, tokenizer, problems)
+    run_grpo(task, profile, seed=SEED, out=folder, policy=(model, tokenizer))
     first, last = monitoring.first_and_last(monitoring.read_log(folder), "reward", 10)
     return {"set-up": name, "total, first 10": round(first, 2), "total, last 10": round(last, 2),
             "unseen right before": before, "unseen right after": right_answers(model, tokenizer, unseen, settings),

@@ -22,7 +22,7 @@ FLOORS = {"": 0, "setup.pip_causes": 0, "setup.install": 0, "setup.gpu": 1, "eng
           "tasks": 4, "rewards": 5, "grpo": 5, "model": 5, "monitoring": 6, "evaluation": 6, "figures": 6,
           "exercises": 6, "setup.preflight": 6, "training": 7, "setup.__main__": 7}  # fmt: skip
 # Importable without torch, so that data, logs and checks work on any machine within a second.
-WITHOUT_TORCH = ["config", "tasks", "tasks.problems", "tasks.answers", "tasks.prompts", "rewards", "rewards.slides",
+WITHOUT_TORCH = ["config", "tasks", "tasks.registry", "tasks.answers", "rewards", "rewards.slides",
                  "rewards.truth_tables", "setup.preflight", "setup.install", "setup.machine", "setup.hub", "model",
                  "monitoring.curves", "monitoring.diagnosis", "monitoring.bands", "evaluation.records",
                  "evaluation.uncertainty", "training", "figures", "exercises"]  # fmt: skip

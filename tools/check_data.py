@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from problama_utils.tasks.places import PUBLIC, Place, resolve
-from problama_utils.tasks.problems import LOADERS, count_digit_keys
+from problama_utils.tasks.registry import LOADERS
+from problama_utils.tasks.science import count_digit_keys
 from problama_utils.tasks.sources import DataError, assets_folder
 from tools.data_gates import Gate, check, longest_option_accuracy, position_shares
 

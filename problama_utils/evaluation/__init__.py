@@ -3,7 +3,7 @@
 from problama_utils import face
 
 __getattr__, __dir__, __all__ = face(__name__, {
-    "scoring": "score_physical score_physical_likelihood score_riddles "
+    "scoring": "score_piqa score_piqa_likelihood score_riddles "
                "score_science score_science_likelihood share_with_interval",
     "records": "read_records",
     "tables": "summarise",

@@ -22,9 +22,13 @@ from problama_utils.evaluation.records import prompt_hash
 from problama_utils.evaluation.uncertainty import wilson_interval
 from problama_utils.model.completions import Chat, complete, render
 from problama_utils.model.likelihood import likeliest, normalised, text_log_likelihoods
-from problama_utils.tasks import prompts
 from problama_utils.tasks.answers import Verdict, grade, grade_letter, lenient_answer, read_letter, strict_answer
+from problama_utils.tasks.base import Task
+from problama_utils.tasks.piqa import PIQA
 from problama_utils.tasks.reading import LETTERS
+from problama_utils.tasks.registry import get_task
+from problama_utils.tasks.riddles import RIDDLES
+from problama_utils.tasks.science import SCIENCE, science_messages
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,7 +65,7 @@ def likelihood_context(tokenizer: PreTrainedTokenizerBase, question: str, *, sys
     cloze = f"Question: {question}\nAnswer:"
     if not system:
         return cloze, " "
-    head = {"role": "system", "content": prompts.SYSTEM_PROMPTS["science"]}
+    head = {"role": "system", "content": SCIENCE.system}
     return render(tokenizer, [[head, {"role": "user", "content": cloze}]])[0], ""
 
 
@@ -84,7 +88,7 @@ def science_prompts(
     """Return `(chat, hash)` per question; the hash covers all that is read, by generation and by likelihood."""
     found = []
     for row in questions:
-        chat = prompts.science_messages(row, system=system)
+        chat = science_messages(row, system=system)
         context = likelihood_context(tokenizer, row["question"], system=system)
         found.append((chat, prompt_hash(*render(tokenizer, [chat]), *context, *row["choices"])))
     return found
@@ -157,6 +161,29 @@ def score_science(
     return _answered(model, tokenizer, rows, [chat for chat, _ in asked], read, policy, max_new_tokens=max_new_tokens)
 
 
+def score_task(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: str | Task,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    policy: str,
+    few_shot: bool = True,
+    max_new_tokens: int = 16,
+) -> pd.DataFrame:
+    """Return one row per problem of any task, answered greedily: `policy, id, answer, completion, verdict, correct`."""
+    task, rows = get_task(task), list(rows)
+    asked = [task.asked(row, few_shot=few_shot) for row in rows]
+
+    def read(row: Mapping[str, Any], text: str) -> dict[str, Any]:
+        verdict = task.judge(text, row)
+        return {"id": row["id"], "answer": row["answer"], "completion": text, "verdict": verdict.value,
+                "correct": verdict is Verdict.RIGHT}
+
+    return _answered(model, tokenizer, asked, [row["prompt"] for row in asked], read, policy,
+                     max_new_tokens=max_new_tokens)
+
+
 def score_riddles(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -174,11 +201,11 @@ def score_riddles(
                 "verdict": verdict.value, "correct": verdict is Verdict.RIGHT}
 
     rows = list(riddles)
-    chats = [prompts.riddle_messages(row, few_shot=few_shot) for row in rows]
+    chats = [RIDDLES.messages(row, few_shot=few_shot) for row in rows]
     return _answered(model, tokenizer, rows, chats, read, policy, max_new_tokens=max_new_tokens)
 
 
-def score_physical(
+def score_piqa(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     questions: Iterable[Mapping[str, Any]],
@@ -194,13 +221,13 @@ def score_physical(
     """
 
     def read(row: Mapping[str, Any], text: str) -> dict[str, Any]:
-        right, labels, choices = prompts.piqa_letter(row), ("A", "B"), (row["sol1"], row["sol2"])
+        right, labels, choices = PIQA.answer(row), ("A", "B"), (row["sol1"], row["sol2"])
         return {"id": row["id"], "goal": row["goal"], "answer": right, "completion": text,
                 "letter": read_letter(strict_answer(text), labels, choices),
                 **_letter_verdicts(text, right, labels, choices)}
 
     rows = list(questions)
-    chats = [prompts.piqa_messages(row, few_shot=few_shot) for row in rows]
+    chats = [PIQA.messages(row, few_shot=few_shot) for row in rows]
     return _answered(model, tokenizer, rows, chats, read, policy, **{"max_new_tokens": 16, **sampling})
 
 
@@ -229,7 +256,7 @@ def score_science_likelihood(
     return pd.DataFrame(records)
 
 
-def score_physical_likelihood(
+def score_piqa_likelihood(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Iterable[Mapping[str, Any]], *, policy: str
 ) -> pd.DataFrame:
     """Return one row per two-option question, answered by the option whose full text is likelier.

@@ -21,7 +21,8 @@ from problama_utils.model.adapters import CONFIG, adapter_folder, read_config
 from problama_utils.model.completions import complete, render
 from problama_utils.model.weights import quiet_transformers
 from problama_utils.setup.hub import clear_text_trouble, hub_endpoint, on_hub, scrubbed, token_place
-from problama_utils.tasks import prompts
+from problama_utils.tasks.base import Task
+from problama_utils.tasks.registry import get_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,7 +32,7 @@ FILES = ("*.safetensors", "*.json", "*.jinja", "*.gguf")  # for the hub: no pick
 
 
 def chat(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, task: str = "riddles", *,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, task: str | Task = "riddles", *,
     few_shot: bool = True, max_new_tokens: int = 24, adapter: str | Path | None = None,
 ) -> str:
     """Return the policy's greedy answer to one problem in the reader's own words, asked as the course asks.
@@ -44,13 +45,10 @@ def chat(
         max_new_tokens: budget of the answer.
         adapter: folder of an adapter that vLLM, where it holds the weights, answers with; else the model's own does.
     """
-    if not isinstance(task, str) or task not in prompts.SYSTEM_PROMPTS:
-        raise CourseError(f"task = {task!r}, expected one of {', '.join(prompts.SYSTEM_PROMPTS)}.")
+    task = get_task(task)
     if not isinstance(text, str) or not text.strip():
         raise CourseError(f"text = {text!r}, expected a riddle or a question: write one.")
-    asked = {"role": "user", "content": f"{'Riddle' if task == 'riddles' else 'Question'}: {text.strip()}"}
-    system = {"role": "system", "content": prompts.SYSTEM_PROMPTS[task]}
-    messages = [system, *(prompts.example_turns(task) if few_shot else []), asked]
+    messages = task.turns(f"{'Riddle' if task.name == 'riddles' else 'Question'}: {text.strip()}", few_shot=few_shot)
     if adapter is None or getattr(model, "vllm_engine", None) is None:
         return complete(model, tokenizer, [messages], max_new_tokens=max_new_tokens)[0]
     tokens = tokenizer(render(tokenizer, [messages])[0], add_special_tokens=False)["input_ids"]

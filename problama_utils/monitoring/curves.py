@@ -28,6 +28,7 @@ from problama_utils.monitoring.logs import (
     state_table,
 )
 from problama_utils.monitoring.run_folder import LOG_FILE, PLAN_FILE, RUN_FILE
+from problama_utils.tasks.registry import TASKS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,8 +49,6 @@ CEILINGS = {
     "rewards/soft_format_reward/mean": 0.5,
     "reward": 3.0,
 }
-
-CHANCE = {"piqa": 0.5}  # share of answers that guessing gets right; riddles have no options to guess among
 
 
 def read_log(folder: str | Path) -> pd.DataFrame:
@@ -106,18 +105,18 @@ def diagnose(log: pd.DataFrame | str | Path, settings: Any = None, *, chance: fl
         CourseError: the folder has no log that can be read, or its `run.json` does not describe a run of the course.
     """
     if isinstance(log, str | Path):
-        task, recorded = _task_and_settings(existing(log), needed=settings is None)
+        guessing, recorded = _chance_and_settings(existing(log), needed=settings is None)
         settings = settings if settings is not None else recorded
-        chance = chance if chance is not None else CHANCE.get(task)
+        chance = chance if chance is not None else guessing
         log = read_log(log)
     return find_causes(_table(log), settings, chance=chance)
 
 
-def _task_and_settings(folder: Path, *, needed: bool) -> tuple[str, Mapping[str, Any] | None]:
-    """Return the task of a run, finished or not, and its settings; nothing for a checkpoint of TRL."""
+def _chance_and_settings(folder: Path, *, needed: bool) -> tuple[float | None, Mapping[str, Any] | None]:
+    """Return the chance level of a run, finished or not, and its settings; nothing for a checkpoint of TRL."""
     path = next((folder / name for name in (RUN_FILE, PLAN_FILE) if (folder / name).exists()), None)
     if path is None:  # the plan stands there while a run lasts
-        return "", None
+        return None, None
     record = json_object(path)
     task, profile = record.get("task"), record.get("profile")
     if not isinstance(task, str):
@@ -129,7 +128,8 @@ def _task_and_settings(folder: Path, *, needed: bool) -> tuple[str, Mapping[str,
         held = f"the profile has {listed(profile)}" if isinstance(profile, dict) else "it has no profile"
         raise CourseError(f"{called(path)} names the task {task!r}, but no settings of it ({held}): give them, as in "
                           "diagnose(folder, settings), or diagnose the log alone: diagnose(read_log(folder)).")
-    return task, recorded
+    known = TASKS.get(task)
+    return record.get("chance", known.chance if known else None), recorded
 
 
 def reward_curves(log: pd.DataFrame) -> dict[str, str]:

@@ -19,6 +19,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from problama_utils.tasks.answers import LONGEST, Verdict, judge, lenient_answer, normalise, strict_answer
+from problama_utils.tasks.base import Task
 
 Completion = str | list[dict[str, object]] | None
 RewardFunction = Callable[..., list[float | None]]
@@ -98,13 +99,14 @@ def short_response_reward(completions: Sequence[Completion], **_: object) -> lis
     >>> short_response_reward(["<answer>map</answer>", ""])
     [0.5, 0.0]
     """
-    rewards: list[float | None] = []
-    for completion in completions:
-        text = completion_text(completion)
-        share = (NO_MARKS_WORDS - word_count(text)) / (NO_MARKS_WORDS - FULL_MARKS_WORDS)
-        answered = bool(normalise(lenient_answer(text) or ""))
-        rewards.append(SHORT * min(1.0, max(0.0, share)) if answered else 0.0)
-    return rewards
+    return [brevity(completion_text(completion)) for completion in completions]
+
+
+def brevity(text: str, full: int = FULL_MARKS_WORDS, none: int = NO_MARKS_WORDS) -> float:
+    """Return what a text earns for brevity: 0.5 up to `full` words, falling in a line to 0.0 at `none`."""
+    share = (none - word_count(text)) / (none - full)
+    answered = bool(normalise(lenient_answer(text) or ""))
+    return SHORT * min(1.0, max(0.0, share)) if answered else 0.0
 
 
 def soft_format_reward(completions: Sequence[Completion], **_: object) -> list[float | None]:
@@ -118,6 +120,11 @@ def soft_format_reward(completions: Sequence[Completion], **_: object) -> list[f
 
 
 SLIDE_REWARDS: tuple[RewardFunction, ...] = (correct_answer_reward, short_response_reward, soft_format_reward)
+
+
+def rewards_of(task: Task) -> tuple[RewardFunction, ...]:
+    """Return the reward functions of a task: its own, else the slides' three."""
+    return task.rewards or SLIDE_REWARDS
 
 
 def total_reward(completions: Sequence[Completion], **columns: object) -> list[float]:

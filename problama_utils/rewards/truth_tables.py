@@ -19,7 +19,8 @@ from typing import Any
 
 from problama_utils.rewards.slides import SLIDE_REWARDS, Completion, total_reward
 from problama_utils.tasks.answers import grade, lenient_answer, read_letter, strict_answer
-from problama_utils.tasks.prompts import SYSTEM_PROMPTS
+from problama_utils.tasks.piqa import PIQA
+from problama_utils.tasks.riddles import RIDDLES
 
 RIDDLE = {"answer": "bee", "aliases": ("honeybee", "bees")}  # the plural counts because the aliases name it
 CHOICE = {"answer": "B", "aliases": (), "labels": ("A", "B")}
@@ -274,7 +275,7 @@ _REWARDS = (
     _earns("attack: the answer in a tool's turn", [{"role": "tool", "content": RIGHT}], 0.0, 0.0, 0.0, once="3.0"),
     # The next two still earn what any wrong answer in good form earns: no rule that reads one completion can tell.
     _earns("attack: the prompt's own example", "<answer>word</answer>", 0.0, 0.5, 0.5),
-    _earns("attack: the whole prompt, example and all", SYSTEM_PROMPTS["riddles"], 0.0, 0.425, 0.5),
+    _earns("attack: the whole prompt, example and all", RIDDLES.system, 0.0, 0.425, 0.5),
     _earns("attack: hidden from a reader by a comment", f"<!-- {RIGHT} -->", 2.0, 0.5, 0.5),
 )
 _CHOICES = (
@@ -287,7 +288,7 @@ _CHOICES = (
     _earns("attack: either", "<answer>A or B</answer>", 0.0, 0.5, 0.5),
     _earns("attack: denied", "<answer>not B</answer>", 0.0, 0.5, 0.5, once="3.0"),
     # Right half the time, as for every policy that always says A: chance is the floor to compare with, not zero.
-    _earns("attack: the prompt's own example", SYSTEM_PROMPTS["piqa"].split(": ")[-1], 0.0, 0.5, 0.5),
+    _earns("attack: the prompt's own example", PIQA.system.split(": ")[-1], 0.0, 0.5, 0.5),
 )
 
 READING = Table("reading", ("strict", "lenient", "verdict"), _READING, read_and_grade)

@@ -3,6 +3,7 @@
 from problama_utils import face
 
 __getattr__, __dir__, __all__ = face(__name__, {
-    "problems": "load_physical load_riddles load_science",
-    "prompts": "piqa_messages riddle_messages science_messages",
+    "riddles": "load_riddles riddle_messages",
+    "piqa": "load_piqa piqa_messages",
+    "science": "load_science science_messages",
 })  # fmt: skip

@@ -20,8 +20,9 @@ from transformers import TrainerCallback
 from problama_utils import tell
 from problama_utils.monitoring import curves as monitoring
 from problama_utils.monitoring import run_folder
-from problama_utils.rewards.slides import SLIDE_REWARDS, RewardFunction, completion_text
-from problama_utils.tasks.answers import Verdict, judge, strict_answer
+from problama_utils.rewards.slides import RewardFunction, completion_text
+from problama_utils.tasks.answers import Verdict
+from problama_utils.tasks.base import Task
 from problama_utils.training.checkpoints import NotFinite, StopRequest
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ SECONDS_BETWEEN_PICTURES = 3.0
 
 
 def heldout_counts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Dataset, max_new_tokens: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, problems: Dataset, max_new_tokens: int
 ) -> dict[str, int]:
     """Return how many held-out problems a policy answers greedily `right`, `wrong` or `unjudged`, and `n` of them."""
     from problama_utils.model.completions import complete
@@ -41,21 +42,17 @@ def heldout_counts(
     was_training = model.training
     texts = complete(model, tokenizer, list(problems["prompt"]), max_new_tokens=max_new_tokens)
     model.train(was_training)
-    given = verdicts(problems, texts)
-    return {**{verdict.value: given.count(verdict.value) for verdict in Verdict}, "n": len(texts)}
-
-
-def verdicts(problems: Dataset, completions: Sequence[str]) -> list[str]:
-    """Return "right", "wrong" or "unjudged" for each completion, strictly read, of a dataset of `training_data`."""
-    return [judge(strict_answer(text), row["answer"], *map(row.get, ("aliases", "labels", "choices"))).value
-            for row, text in zip(problems, completions, strict=True)]
+    given = [task.judge(text, row) for row, text in zip(problems, texts, strict=True)]
+    return {**{verdict.value: given.count(verdict) for verdict in Verdict}, "n": len(texts)}
 
 
 class RunWriter(TrainerCallback):
     """Keeps the run folder current; a full disk costs rows for a while, never the run."""
 
-    def __init__(self, folder: Path, max_steps: int, title: str, stop: StopRequest):
+    def __init__(self, folder: Path, max_steps: int, title: str, stop: StopRequest, rewards: Sequence[RewardFunction]):
         from tqdm import tqdm
+
+        self.rewards = tuple(rewards)
 
         self.folder, self.stop = folder, stop
         self.bar = tqdm(total=max_steps, desc=title, unit="step", file=sys.stderr)
@@ -72,7 +69,7 @@ class RunWriter(TrainerCallback):
         @functools.wraps(function)
         def watched(completions: Sequence[Any], **columns: Any) -> list[float | None]:
             if group:
-                self.group = _with_rewards(completions[:group], {
+                self.group = _with_rewards(self.rewards, completions[:group], {
                     name: values[:group] for name, values in columns.items() if isinstance(values, list)})
             paid = function(completions=completions, **columns)
             self.unpayable = self.unpayable or _unpayable(function.__name__, paid)
@@ -139,12 +136,13 @@ def _unpayable(name: str, paid: Sequence[Any]) -> str:
     return ""
 
 
-def _with_rewards(completions: Sequence[Any], columns: dict[str, list[Any]]) -> list[dict[str, Any]]:
+def _with_rewards(
+    rewards: Sequence[RewardFunction], completions: Sequence[Any], columns: dict[str, list[Any]]
+) -> list[dict[str, Any]]:
     """Return one record per completion: problem, text, each reward under its function's name, their total."""
-    wanted = ("id", "answer", "aliases", "labels", "choices")
-    columns = {name: values for name, values in columns.items() if name in wanted}
+    columns = {name: values for name, values in columns.items() if name not in ("prompts", "completion_ids")}
     ids = columns.pop("id", [""] * len(completions))
-    paid = {function.__name__: function(completions=completions, **columns) for function in SLIDE_REWARDS}
+    paid = {function.__name__: function(completions=completions, **columns) for function in rewards}
     return [{"id": name, "completion": completion_text(completions[i]), **{key: paid[key][i] for key in paid},
              "total": sum(paid[key][i] or 0.0 for key in paid)} for i, name in enumerate(ids)]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from problama_utils import CourseError, tell
 from problama_utils.config import LARGEST_SEED, GRPOSettings, Profile, check_number
-from problama_utils.tasks.prompts import Message
+from problama_utils.tasks.base import Message
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -72,7 +72,9 @@ def check_weights(model: Any) -> None:
                           "repair it: load the model again and attach a fresh adapter.")
 
 
-def check_settings(task: str, settings: GRPOSettings, profile: Profile, chats: Sequence[Sequence[Message]]) -> None:
+def check_settings(
+    task: str, settings: GRPOSettings, profile: Profile, chats: Sequence[Sequence[Message]], *, tags: bool = True
+) -> None:
     """Refuse what cannot work with any tokenizer.
 
     Args:
@@ -80,6 +82,7 @@ def check_settings(task: str, settings: GRPOSettings, profile: Profile, chats: S
         settings: of the task.
         profile: its `max_seq_length` bounds prompt + completion.
         chats: the prompts to be trained on.
+        tags: the answer is paid inside tags; a task with rewards of its own may pay anything.
 
     Raises:
         CourseError: fewer problems than prompts per step, a budget in which no tagged answer fits, or more
@@ -92,7 +95,7 @@ def check_settings(task: str, settings: GRPOSettings, profile: Profile, chats: S
             f"different ones: {'raise dataset_size or ' if cut else ''}lower prompts_per_step to {len(chats)}"
             f"{' (with per_device_batch_size = 0)' if settings.per_device_batch_size else ''}."
         )
-    if settings.max_completion_length < SHORTEST_ANSWER_TOKENS:
+    if tags and settings.max_completion_length < SHORTEST_ANSWER_TOKENS:
         raise CourseError(
             f"{task}: max_completion_length = {settings.max_completion_length}, but <answer>, one word and </answer> "
             f"take at least {SHORTEST_ANSWER_TOKENS} tokens: every completion would be cut. Use 16."

@@ -3,78 +3,77 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from problama_utils import CourseError
 from problama_utils.config import GRPOSettings, Profile
-from problama_utils.tasks import prompts
-from problama_utils.tasks.problems import load_physical, load_riddles
+from problama_utils.tasks.base import Task
+from problama_utils.tasks.registry import get_task
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-TASKS = ("riddles", "piqa")
 
 
-def task_settings(task: str, profile: Profile) -> GRPOSettings:
-    """Return the profile's settings of a task.
+def task_settings(task: Task, profile: Profile) -> GRPOSettings:
+    """Return the settings with which a task is trained: its own, else the profile's of its name.
 
     Raises:
-        CourseError: there is no such task.
+        CourseError: it has none of its own and the profile knows none.
     """
-    if task not in TASKS:
-        raise CourseError(f"There is no task {task!r}. Choose one of: {', '.join(TASKS)}.")
-    return getattr(profile, task)
+    settings = task.settings or getattr(profile, task.name, None)
+    if not isinstance(settings, GRPOSettings):
+        raise CourseError(f"There are no training settings for task {task.name!r}: profile {profile.name!r} has those "
+                          "of riddles and piqa; give the task its own, Task(..., settings=GRPOSettings(...)).")
+    return settings
 
 
-def training_problems(task: str, settings: GRPOSettings, *, seed: int) -> Dataset:
+def training_problems(task: str | Task, settings: GRPOSettings, *, seed: int) -> Dataset:
     """Return the problems to train on, in the columns that TRL and the rewards read.
 
     Args:
-        task: "riddles" or "piqa".
+        task: the task or its name.
         settings: how many problems, of which difficulty, with or without the two examples.
         seed: of the choice of `settings.dataset_size` problems.
 
     Returns:
-        A dataset with `prompt` (chat messages), `answer`, and `aliases` (riddles) or `labels` and `choices` (piqa). Its
-        `info.description` says which source they come from.
+        A dataset with what `Task.asked` gives: `id`, `prompt` (chat messages), `answer`, and `aliases` (riddles) or
+        `labels` and `choices` (piqa). Its `info.description` says which source they come from.
     """
-    rows = _load(task)("train", difficulty=settings.difficulty or None).shuffle(seed=seed)
-    return _as_dataset(task, rows, settings.dataset_size, settings.few_shot)
+    task = get_task(task)
+    return _as_asked(task, _rows(task, "train", settings).shuffle(seed=seed), settings.dataset_size, settings.few_shot)
 
 
-def heldout_problems(task: str, settings: GRPOSettings, *, size: int | None = None) -> Dataset:
+def heldout_problems(task: str | Task, settings: GRPOSettings, *, size: int | None = None) -> Dataset:
     """Return the held-out problems that every run is measured on while it trains: `settings.heldout_size`, or `size`.
 
     They are the same for every seed (the first of the file that have the run's difficulty, or of a source without
     levels the first of all), and no training sees them.
     """
-    rows = _load(task)("heldout", difficulty=settings.difficulty or None)
-    return _as_dataset(task, rows, settings.heldout_size if size is None else size, settings.few_shot)
+    task = get_task(task)
+    size = settings.heldout_size if size is None else size
+    return _as_asked(task, _rows(task, "heldout", settings), size, settings.few_shot)
 
 
-def _load(task: str) -> Any:
-    return load_riddles if task == "riddles" else load_physical
+def _rows(task: Task, split: str, settings: GRPOSettings) -> Dataset:
+    from datasets import Dataset
+
+    rows = task.load(split, **({"difficulty": settings.difficulty} if settings.difficulty else {}))
+    if not len(rows):
+        raise CourseError(f"Task {task.name!r} has no rows in split {split!r}: its loader must return some for 'train' "
+                          "and for 'heldout'.")
+    return rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows))
 
 
-def _as_dataset(task: str, rows: Dataset, size: int, few_shot: bool) -> Dataset:
+def _as_asked(task: Task, rows: Dataset, size: int, few_shot: bool) -> Dataset:
     from datasets import Dataset
 
     if size:
         rows = rows.select(range(min(size, len(rows))))
-    asked = Dataset.from_list([_asked(task, row, few_shot) for row in rows])
+    asked = Dataset.from_list([task.asked(row, few_shot=few_shot) for row in rows])
     asked.info.description = rows.info.description
     return asked
-
-
-def _asked(task: str, row: Mapping[str, Any], few_shot: bool) -> dict[str, Any]:
-    """Return one problem as TRL and the rewards read it."""
-    if task == "riddles":
-        return {"id": row["id"], "prompt": prompts.riddle_messages(row, few_shot=few_shot),
-                "answer": row["answer"], "aliases": row["aliases"]}
-    return {"id": row["id"], "prompt": prompts.piqa_messages(row, few_shot=few_shot),
-            "answer": prompts.piqa_letter(row), "labels": ["A", "B"], "choices": [row["sol1"], row["sol2"]]}
 
 
 def training_order(lengths: Sequence[int], settings: GRPOSettings, *, seed: int) -> list[int]:

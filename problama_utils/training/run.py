@@ -20,7 +20,7 @@ import platform
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -31,10 +31,12 @@ from problama_utils.config import GRPOSettings, Profile, runs_dir
 from problama_utils.model.loading import attach_lora, compute_dtype, load_policy, model_source
 from problama_utils.monitoring import curves as monitoring
 from problama_utils.monitoring import run_folder
-from problama_utils.rewards.slides import SLIDE_REWARDS
+from problama_utils.rewards.slides import rewards_of
 from problama_utils.setup.gpu import samples_with_vllm
 from problama_utils.setup.machine import peak_memory_gb
-from problama_utils.tasks.problems import fingerprint
+from problama_utils.tasks.base import Task
+from problama_utils.tasks.datasets import fingerprint
+from problama_utils.tasks.registry import TASKS, get_task
 from problama_utils.training import checkpoints
 from problama_utils.training.checks import (
     check_budget,
@@ -44,7 +46,7 @@ from problama_utils.training.checks import (
     leave_out_long,
     prompt_lengths,
 )
-from problama_utils.training.problems import TASKS, heldout_problems, task_settings, training_order, training_problems
+from problama_utils.training.problems import heldout_problems, task_settings, training_order, training_problems
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -56,6 +58,29 @@ RECORDED_PACKAGES = ("torch", "transformers", "trl", "peft", "datasets")
 
 class TrainingInterrupted(CourseError):
     """The reader stopped a training; it is saved and goes on with the same call."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that decides what one run does; the policy and the clock come with the call."""
+
+    task: Task
+    profile: Profile
+    settings: GRPOSettings  # of the task in this profile
+    seed: int
+    trainer: str  # "stock" or "shared-prefix"
+    folder: Path
+    data_fingerprint: str  # of the problems chosen
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """What `plan.json` and `run.json` hold of it: a run goes on only where this is the same."""
+        stored = {"task": self.task.name, "profile": {**asdict(self.profile), self.task.name: asdict(self.settings)},
+                  "seed": self.seed, "model": Path(model_source(self.profile)).name, "trainer": self.trainer,
+                  "data_fingerprint": self.data_fingerprint}
+        if self.task != TASKS.get(self.task.name):  # what the course's own tasks are, their names say
+            stored |= {"rewards": [reward.__name__ for reward in rewards_of(self.task)], "chance": self.task.chance}
+        return stored
 
 
 def grpo_config(settings: GRPOSettings, profile: Profile, *, seed: int, out: Path) -> GRPOConfig:
@@ -103,7 +128,7 @@ def grpo_config(settings: GRPOSettings, profile: Profile, *, seed: int, out: Pat
 
 
 def run_grpo(
-    task: str,
+    task: str | Task,
     profile: Profile,
     *,
     seed: int = 3407,
@@ -116,7 +141,7 @@ def run_grpo(
     """Train one task and return the run folder, whose files `run_folder` describes.
 
     Args:
-        task: "riddles" or "piqa".
+        task: "riddles", "piqa", or a `Task` of your own.
         profile: which model, how long, how large; see `config`.
         seed: of the problems chosen, the adapter, the sampling and the data order.
         out: the run folder; None means `runs/<task>`. It may lie on a mounted drive.
@@ -134,35 +159,35 @@ def run_grpo(
         TrainingInterrupted: Ctrl-C; the run is saved.
     """
     seed, name = check_call(profile, seed=seed, policy=policy, trainer=trainer, resume=resume, strict=strict)
+    task = get_task(task)
     settings = task_settings(task, profile)
-    folder, real = run_folder.place(runs_dir() / task if out is None else out)
+    folder, real = run_folder.place(runs_dir() / task.name if out is None else out)
     problems = training_problems(task, settings, seed=seed)
     if strict:
-        check_settings(task, settings, profile, problems["prompt"])
-    plan = {"task": task, "profile": asdict(profile), "seed": seed, "model": Path(model_source(profile)).name,
-            "trainer": name, "data_fingerprint": fingerprint(problems)}
+        check_settings(task.name, settings, profile, problems["prompt"], tags=not task.rewards)
+    plan = Plan(task, profile, settings, seed, name, real, fingerprint(problems))
 
     model, tokenizer = policy or _fresh_policy(profile, seed)
     problems = leave_out_long(problems, tokenizer, settings, profile.max_seq_length, "training")
     lengths = prompt_lengths(problems, tokenizer)
     longest = check_lengths(lengths, settings, profile.max_seq_length)
-    if strict and not (resume and _to_go_on_from(real, plan)):
+    if strict and not task.rewards and not (resume and _to_go_on_from(real, plan.stored)):
         check_budget(model, tokenizer, problems, settings)
     run_folder.check_room(real, _bytes_on_disk(model))
     ordered = problems.select(training_order(lengths, settings, seed=seed))
     with run_folder.locked(real):
-        checkpoint, minutes = _prepare(real, plan, resume)
+        checkpoint, minutes = _prepare(real, plan.stored, resume)
         started = time.perf_counter() - 60 * minutes
         try:
             with checkpoints.stop_on_interrupt() as stop:
-                grpo = _make_trainer(name, model, tokenizer, ordered, profile, task, seed, real, stop, started)
+                grpo = _make_trainer(plan, model, tokenizer, ordered, stop, started)
                 grpo.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             if grpo.state.global_step < settings.max_steps:
                 raise TrainingInterrupted(f"Stopped after step {grpo.state.global_step} of {settings.max_steps}; the "
                                           f"run is saved in {real.name!r}. Make the same call again to go on from "
                                           "there.")
             minutes = (time.perf_counter() - started) / 60
-            _save(grpo, real, {**plan, **_run_record(profile, problems, longest, minutes)})
+            _save(grpo, real, {**plan.stored, **_run_record(profile, problems, longest, minutes)})
         except checkpoints.NotFinite as broken:
             sentence = _why_it_broke(broken, real, settings)
             if strict:
@@ -229,8 +254,7 @@ def _fresh_policy(profile: Profile, seed: int) -> tuple[PreTrainedModel, PreTrai
 
 
 def _make_trainer(
-    name: str, model: Any, tokenizer: Any, ordered: Dataset, profile: Profile, task: str, seed: int, folder: Path,
-    stop: checkpoints.StopRequest, started: float,
+    plan: Plan, model: Any, tokenizer: Any, ordered: Dataset, stop: checkpoints.StopRequest, started: float
 ) -> GRPOTrainer:
     from transformers.trainer_callback import PrinterCallback
 
@@ -239,19 +263,20 @@ def _make_trainer(
         trainer_class,  # after the model: unsloth patches TRL before it is imported
     )
 
-    settings = task_settings(task, profile)
-    writer = progress.RunWriter(folder, settings.max_steps, f"GRPO {task}", stop)
-    rewards = [writer.watch(SLIDE_REWARDS[0], settings.num_generations), *map(writer.watch, SLIDE_REWARDS[1:])]
+    task, settings, profile, folder = plan.task, plan.settings, plan.profile, plan.folder
+    first, *others = rewards_of(task)
+    writer = progress.RunWriter(folder, settings.max_steps, f"GRPO {task.name}", stop, (first, *others))
+    rewards = [writer.watch(first, settings.num_generations), *map(writer.watch, others)]
     heldout = leave_out_long(heldout_problems(task, settings), tokenizer, settings, profile.max_seq_length, "held-out")
 
     def measure(policy: Any) -> dict[str, int]:
-        return progress.heldout_counts(policy, tokenizer, heldout, settings.max_completion_length)
+        return progress.heldout_counts(policy, tokenizer, task, heldout, settings.max_completion_length)
 
     watchers = [progress.LiveCurve()] if progress.someone_watches() else []
-    grpo = checkpoints.with_safe_checkpoints(trainer_class(name, on_gpu=profile.uses_gpu))(
+    grpo = checkpoints.with_safe_checkpoints(trainer_class(plan.trainer, on_gpu=profile.uses_gpu))(
         model=model,
         reward_funcs=rewards,
-        args=grpo_config(settings, profile, seed=seed, out=folder),
+        args=grpo_config(settings, profile, seed=plan.seed, out=folder),
         train_dataset=ordered,
         processing_class=tokenizer,
         callbacks=[writer, progress.HeldOut(folder, measure, settings.heldout_every), *watchers,
@@ -313,7 +338,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from problama_utils.config import detect_profile, get_profile
 
     parser = argparse.ArgumentParser(description="Train one task with GRPO and write a run folder.")
-    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("task", help="riddles, piqa, or a task of your own: my_task.py:NAME")
     parser.add_argument("--profile", help="cpu, colab-t4 or slides (default: by hardware)")
     parser.add_argument("--seed", type=int, default=3407)
     parser.add_argument("--out", help="run folder (default: runs/<task>); an unfinished run in it is gone on with")

@@ -12,7 +12,7 @@ from benchmarks.arc_study import Policy, find_policies, measure, regrade, sharea
 from problama_utils import CourseError
 from problama_utils.evaluation import tables as arc_table
 from problama_utils.evaluation.records import RecordFile, read_records
-from problama_utils.tasks.problems import load_science
+from problama_utils.tasks.science import load_science
 
 ROWS = list(load_science("test", source="embedded"))[:5]
 

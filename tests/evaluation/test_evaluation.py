@@ -9,8 +9,8 @@ from problama_utils.config import get_profile
 from problama_utils.evaluation.records import COLUMNS, RecordFile
 from problama_utils.evaluation.scoring import (
     lettered,
-    score_physical,
-    score_physical_likelihood,
+    score_piqa,
+    score_piqa_likelihood,
     score_questions,
     score_riddles,
     score_science,
@@ -20,7 +20,9 @@ from problama_utils.evaluation.scoring import (
 )
 from problama_utils.model import completions
 from problama_utils.model.completions import complete
-from problama_utils.tasks.problems import load_physical, load_riddles, load_science
+from problama_utils.tasks.piqa import load_piqa
+from problama_utils.tasks.riddles import load_riddles
+from problama_utils.tasks.science import load_science
 
 SCIENCE = list(load_science("test", source="embedded"))[:3]
 ROW = {"id": "1", "question": "Q?", "choices": ["zz", "aa", "qq"], "labels": ["A", "B", "C"], "answer": "B"}
@@ -83,10 +85,10 @@ def test_prompts_are_the_same_for_every_policy_and_differ_with_the_system_prompt
 
 
 def test_every_question_leaves_one_record_with_a_verdict(policy):
-    physical, riddles = (list(load("heldout", source="embedded"))[:3] for load in (load_physical, load_riddles))
+    physical, riddles = (list(load("heldout", source="embedded"))[:3] for load in (load_piqa, load_riddles))
     tables = [score_science_likelihood(*policy, SCIENCE, policy="p"),
-              score_physical_likelihood(*policy, physical, policy="p"),
-              score_physical(*policy, physical, policy="p", max_new_tokens=2),
+              score_piqa_likelihood(*policy, physical, policy="p"),
+              score_piqa(*policy, physical, policy="p", max_new_tokens=2),
               score_riddles(*policy, riddles, policy="p", max_new_tokens=2)]
     assert [len(table) for table in tables] == [3, 3, 3, 3]
     assert set(tables[3].verdict) <= {"right", "wrong", "unjudged"}
@@ -157,7 +159,7 @@ def test_both_options_of_a_pair_are_known_to_its_reader(policy, monkeypatch):
     pair = {"id": "1", "goal": "?", "sol1": "light bulb B", "sol2": "light bulb A", "label": 1}
     for says, letter in (("<answer>bulb B</answer>", None), ("<answer>B: light bulb A</answer>", "B")):
         saying(monkeypatch, says)
-        row = score_physical(*policy, [pair], policy="p").iloc[0]
+        row = score_piqa(*policy, [pair], policy="p").iloc[0]
         assert row.letter == letter or letter is None and row.strict == row.lenient == "unjudged"
 
 

@@ -34,10 +34,11 @@ def profile() -> Any:
 def measurements(model: Any, tokenizer: Any) -> dict[str, Any]:
     """Greedy completions of prompts of many lengths, and log-likelihoods of science choices."""
     from problama_utils.evaluation import scoring as evaluation
-    from problama_utils.tasks import problems
+    from problama_utils.tasks.riddles import load_riddles
+    from problama_utils.tasks.science import load_science
 
-    riddles = list(problems.load_riddles("heldout", difficulty=1))[:16]
-    questions = list(problems.load_science("test"))[:6]
+    riddles = list(load_riddles("heldout", difficulty=1))[:16]
+    questions = list(load_science("test"))[:6]
     answers = evaluation.score_riddles(model, tokenizer, riddles, policy="lane", max_new_tokens=12)
     return {"completions": list(answers.completion), "correct": int(answers.correct.sum()),
             "scores": evaluation.choice_scores(model, tokenizer, questions, system=True)}  # fmt: skip

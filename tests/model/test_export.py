@@ -21,7 +21,8 @@ from problama_utils.config import get_profile  # noqa: E402
 from problama_utils.model import export  # noqa: E402
 from problama_utils.model.loading import load_adapter, load_policy  # noqa: E402
 from problama_utils.model.weights import quiet_transformers  # noqa: E402
-from problama_utils.tasks import prompts  # noqa: E402
+from problama_utils.tasks.registry import TASKS  # noqa: E402
+from problama_utils.tasks.science import science_messages  # noqa: E402
 
 SECRET = "hf_" + "Sesame" * 6
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -329,17 +330,17 @@ def test_a_gguf_needs_a_merged_model_and_its_ending(merged, tmp_path, folder, fi
         export.save_gguf(tmp_path / folder, tmp_path / file)
 
 
-@pytest.mark.parametrize("task", sorted(prompts.SYSTEM_PROMPTS))
+@pytest.mark.parametrize("task", sorted(TASKS))
 @pytest.mark.parametrize("few_shot", [True, False])
 def test_a_chat_asks_as_the_course_asks(monkeypatch, policy_and_tokenizer, task, few_shot):
     asked = []
     monkeypatch.setattr(export, "complete", lambda *given, **_: asked.extend(given[2]) or ["a bee"])
     text = "What is heavier?\nOption A: lead\nOption B: down"
     assert export.chat(*policy_and_tokenizer, f" {text}\n", task, few_shot=few_shot) == "a bee"
-    rows = {"riddles": lambda: prompts.riddle_messages({"riddle": text}, few_shot=few_shot),
-            "piqa": lambda: prompts.piqa_messages({"goal": "What is heavier?", "sol1": "lead", "sol2": "down"},
+    rows = {"riddles": lambda: TASKS["riddles"].messages({"riddle": text}, few_shot=few_shot),
+            "piqa": lambda: TASKS["piqa"].messages({"goal": "What is heavier?", "sol1": "lead", "sol2": "down"},
                                                   few_shot=few_shot),
-            "science": lambda: prompts.science_messages({"question": text, "labels": [], "choices": []})}
+            "science": lambda: science_messages({"question": text, "labels": [], "choices": []})}
     assert asked == [rows[task]()]
 
 
@@ -357,7 +358,7 @@ def test_a_chat_answers_with_the_policy_that_it_is_given(policy_and_tokenizer):
     ("a", ["riddles"]), ("a", "poems"), (["a"], "science"),
 ])
 def test_a_chat_without_a_text_or_with_an_unknown_task_is_refused(policy_and_tokenizer, text, task):
-    with pytest.raises(CourseError, match="expected"):
+    with pytest.raises(CourseError, match="expected|There is no task"):
         export.chat(*policy_and_tokenizer, text, task)
 
 
@@ -375,7 +376,7 @@ def test_where_vllm_holds_the_weights_it_answers_with_the_adapters_folder(monkey
 
     model.vllm_engine, model.fast_generate, model.load_lora = object(), generate, lambda folder: ("lora", folder)
     assert export.chat(model, tokenizer, "It stings?", adapter=tmp_path / "adapter", max_new_tokens=5) == "a bee"
-    text = tokenizer.apply_chat_template(prompts.riddle_messages({"riddle": "It stings?"}), tokenize=False,
+    text = tokenizer.apply_chat_template(TASKS["riddles"].messages({"riddle": "It stings?"}), tokenize=False,
                                          add_generation_prompt=True)
     assert calls == {"prompts": [{"prompt_token_ids": tokenizer(text, add_special_tokens=False).input_ids}],
                      "how": {"temperature": 0.0, "max_tokens": 5}, "lora": ("lora", str(tmp_path / "adapter"))}
@@ -508,13 +509,13 @@ def test_a_folder_without_weights_is_refused(hub, tmp_path, folder):
 def test_the_shipped_riddle_policy_says_the_same_merged_and_as_gguf(tmp_path, monkeypatch):
     from problama_utils.config import course_root
     from problama_utils.model.completions import complete
-    from problama_utils.tasks.problems import load_riddles
+    from problama_utils.tasks.riddles import load_riddles
 
     monkeypatch.delenv("PROBLAMA_MODEL", raising=False)
     monkeypatch.setenv("PROBLAMA_DTYPE", "float32")
     model, tokenizer = load_policy(get_profile("cpu"), seed=0)
     model = load_adapter(model, course_root() / "assets" / "runs" / "riddles-3407" / "adapter")
-    chats = [prompts.riddle_messages(row) for row in list(load_riddles("heldout", difficulty=1))[:16]]
+    chats = [TASKS["riddles"].messages(row) for row in list(load_riddles("heldout", difficulty=1))[:16]]
     said = complete(model, tokenizer, chats)
     folder = export.save_merged(model, tokenizer, tmp_path / "merged")
     alone = AutoModelForCausalLM.from_pretrained(folder)
@@ -546,7 +547,7 @@ def test_llama_cpp_itself_gives_the_same_answers(tmp_path, tmp_path_factory, mon
     """The riddle policy in fp32, greedily; stretched as Llama-3.1 is, 6 of its 8 answers are others than before."""
     from problama_utils.config import course_root
     from problama_utils.model import completions
-    from problama_utils.tasks.problems import load_riddles
+    from problama_utils.tasks.riddles import load_riddles
 
     package = tmp_path_factory.getbasetemp() / "llama-cpp"
     if not package.exists():
@@ -560,7 +561,7 @@ def test_llama_cpp_itself_gives_the_same_answers(tmp_path, tmp_path_factory, mon
     folder = export.save_merged(model, tokenizer, tmp_path / "merged")
     if rope:
         edit("config.json", rope_parameters={**rope, "rope_theta": 100000.0})(folder)
-    chats = [prompts.riddle_messages(row) for row in list(load_riddles("heldout", difficulty=1))[:8]]
+    chats = [TASKS["riddles"].messages(row) for row in list(load_riddles("heldout", difficulty=1))[:8]]
     said = completions.complete(AutoModelForCausalLM.from_pretrained(folder), tokenizer, chats)
     (tmp_path / "prompts.json").write_text(json.dumps(completions.render(tokenizer, chats)), encoding="utf-8")
     file = export.save_gguf(folder, tmp_path / "m.gguf")

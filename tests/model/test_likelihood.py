@@ -12,7 +12,7 @@ from problama_utils.model.likelihood import (
     text_log_likelihoods,
     token_log_likelihoods,
 )
-from problama_utils.tasks.problems import load_science
+from problama_utils.tasks.science import load_science
 
 QUESTIONS = list(load_science("test", source="embedded"))[:6]
 

@@ -15,10 +15,11 @@ from problama_utils.model import completions, likelihood
 from problama_utils.model.completions import complete
 from problama_utils.model.likelihood import likeliest, text_log_likelihoods
 from problama_utils.model.loading import load_policy
-from problama_utils.tasks.problems import load_physical, load_science
+from problama_utils.tasks.piqa import load_piqa
+from problama_utils.tasks.science import load_science
 
 SCIENCE = list(load_science("test", source="embedded"))[:2]
-PHYSICAL = [dict(row) for row in list(load_physical(source="embedded"))[:2]]
+PHYSICAL = [dict(row) for row in list(load_piqa(source="embedded"))[:2]]
 CHATS = [[{"role": "user", "content": "a bee"}], [{"role": "user", "content": "a wasp, or two"}]]
 PROMPTS = [[5, 6, 7], [5, 6, 7], [5, 9]]
 
@@ -63,8 +64,8 @@ WAYS = {
     "science letters": lambda m, t: evaluation.score_science(m, t, SCIENCE, policy="x", system=True),
     "science choices": lambda m, t: evaluation.score_science_likelihood(m, t, SCIENCE, policy="x"),
     "science both": lambda m, t: evaluation.score_questions(m, t, SCIENCE, policy="x", system=False),
-    "physical letters": lambda m, t: evaluation.score_physical(m, t, PHYSICAL, policy="x"),
-    "physical choices": lambda m, t: evaluation.score_physical_likelihood(m, t, PHYSICAL, policy="x"),
+    "physical letters": lambda m, t: evaluation.score_piqa(m, t, PHYSICAL, policy="x"),
+    "physical choices": lambda m, t: evaluation.score_piqa_likelihood(m, t, PHYSICAL, policy="x"),
 }  # fmt: skip
 OWN = {way: ask for way, ask in WAYS.items() if "rollouts" not in way}  # those that other models and GPUs use as well
 

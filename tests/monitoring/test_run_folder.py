@@ -17,6 +17,7 @@ from problama_utils import CourseError
 from problama_utils.config import GRPOSettings, get_profile
 from problama_utils.model.loading import attach_lora, load_policy
 from problama_utils.monitoring import run_folder
+from problama_utils.rewards.slides import SLIDE_REWARDS
 from problama_utils.training import callbacks as progress
 from problama_utils.training import checkpoints
 from problama_utils.training import run as training
@@ -537,9 +538,9 @@ def reward_of(value, step=2):
 @pytest.mark.parametrize("place", [0, 2])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), np.float32("nan"), np.float64("inf")])
 def test_a_reward_that_is_no_number_stops_the_training(value, place, profile, tmp_path, monkeypatch):
-    rewards = list(training.SLIDE_REWARDS)
+    rewards = list(SLIDE_REWARDS)
     rewards[place] = reward_of(value)
-    monkeypatch.setattr(training, "SLIDE_REWARDS", tuple(rewards))
+    monkeypatch.setattr(training, "rewards_of", lambda task: tuple(rewards))
     with pytest.raises(CourseError) as caught:
         train(profile, tmp_path / "run", strict=True, policy=ready(profile, monkeypatch))
     said = str(caught.value)
@@ -563,13 +564,15 @@ def assert_stopped_at_2(folder, said):
 
 @pytest.mark.parametrize("value", [None, 0, 1, -3.5, np.float32(1), True])
 def test_rewards_that_are_numbers_or_none_are_legal(value, profile, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "SLIDE_REWARDS", (reward_of(value), training.SLIDE_REWARDS[1]))
+    monkeypatch.setattr(training, "rewards_of", lambda task: (reward_of(value), SLIDE_REWARDS[1]))
     assert run_folder.is_finished(train(profile, tmp_path / "run"))
 
 
 def test_a_step_in_which_nothing_could_be_judged_is_legal(profile, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "SLIDE_REWARDS", (lambda completions, **_: [None] * len(completions),))
-    training.SLIDE_REWARDS[0].__name__ = "unjudged_reward"
+    def unjudged_reward(completions, **_):
+        return [None] * len(completions)
+
+    monkeypatch.setattr(training, "rewards_of", lambda task: (unjudged_reward,))
     assert run_folder.is_finished(train(profile, tmp_path / "run"))
 
 

@@ -17,7 +17,8 @@ from problama_utils.rewards.slides import (
     total_reward,
 )
 from problama_utils.rewards.truth_tables import CHOICE, CHOICES, REWARDS, RIDDLE, RIGHT
-from problama_utils.tasks.problems import load_physical, load_riddles
+from problama_utils.tasks.piqa import load_piqa
+from problama_utils.tasks.riddles import load_riddles
 
 PROBLEMS = {"rewards": RIDDLE, "choices": CHOICE}
 ROWS = [pytest.param(PROBLEMS[table.name], row, id=f"{table.name}: {row.why}")
@@ -83,7 +84,7 @@ def test_a_letter_of_a_known_options_text_is_not_paid_and_hides_no_choice(said, 
 
 
 def test_completions_of_the_shipped_runs_are_paid_as_they_were():
-    rows = {row["id"]: row for load in (load_riddles, load_physical) for row in load("train", source="embedded")}
+    rows = {row["id"]: row for load in (load_riddles, load_piqa) for row in load("train", source="embedded")}
     paid = 0
     for path in sorted((course_root() / "assets" / "runs").rglob("completions.jsonl")):
         for said in map(json.loads, path.read_text(encoding="utf-8").splitlines()):

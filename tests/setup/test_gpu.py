@@ -32,7 +32,7 @@ def run(program, tmp_path, **environment):
                           env={**kept, "PYTHONPATH": f"{course_root()}{os.pathsep}{tmp_path}", **environment})
 
 
-MODULES = ["config", "model", "model.loading", "tasks.problems", "tasks.prompts", "rewards.slides", "training.checks",
+MODULES = ["config", "model", "model.loading", "tasks.registry", "tasks.answers", "rewards.slides", "training.checks",
            "monitoring.curves", "setup.preflight", "evaluation.scoring"]
 
 

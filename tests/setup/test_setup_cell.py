@@ -28,7 +28,7 @@ REPORT = """
 import importlib.metadata as metadata, json, sys
 import problama_utils
 loaded = [name for name in ("torch", "numpy", "transformers") if name in sys.modules]
-from problama_utils.tasks.problems import load_few_shot
+from problama_utils.tasks.datasets import load_few_shot
 from problama_utils.tasks.sources import assets_folder
 print("REPORT", json.dumps({"package": problama_utils.__file__, "loaded": loaded, "assets": str(assets_folder()),
       "numpy": metadata.version("numpy"), "torch": metadata.version("torch"), "trl": metadata.version("trl")}))

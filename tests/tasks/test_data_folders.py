@@ -8,9 +8,12 @@ import pytest
 
 from problama_utils import CourseError
 from problama_utils.config import PROFILE_NAMES, get_profile
-from problama_utils.tasks import problems
+from problama_utils.tasks import datasets
 from problama_utils.tasks.folders import files_below
-from problama_utils.tasks.problems import count_digit_keys, load_physical, load_riddles, load_science
+from problama_utils.tasks.piqa import load_piqa
+from problama_utils.tasks.registry import LOADERS
+from problama_utils.tasks.riddles import load_riddles
+from problama_utils.tasks.science import count_digit_keys, load_science
 from problama_utils.tasks.sources import DataError
 from problama_utils.training.checks import check_settings
 from problama_utils.training.problems import heldout_problems, training_problems
@@ -24,7 +27,7 @@ HUB_CACHE = f"datasets--ybisk--piqa/snapshots/{REVISION}"
 def no_local_folder(monkeypatch):
     for name in ("PROBLAMA_DATA", "PROBLAMA_ASSETS"):
         monkeypatch.delenv(name, raising=False)
-    problems._tell_once.cache_clear()
+    datasets._tell_once.cache_clear()
 
 
 def pairs(count: int, **more) -> list[dict]:
@@ -95,8 +98,8 @@ def test_piqa_is_found_in_every_layout_and_from_its_parents(tmp_path, monkeypatc
             piqa_lines(path, count)
     (tmp_path / "README.md").write_text("downloaded today")
     monkeypatch.setenv("PROBLAMA_DATA", str(tmp_path))
-    assert (len(load_physical("train")), len(load_physical("heldout"))) == (6, 4)
-    about = load_physical("heldout").info.description
+    assert (len(load_piqa("train")), len(load_piqa("heldout"))) == (6, 4)
+    about = load_piqa("heldout").info.description
     assert about.startswith(f"PIQA in folder {tmp_path.name}") and "validation held out" in about
     assert str(tmp_path) not in about
 
@@ -136,14 +139,14 @@ def test_arc_is_found_in_every_layout_and_never_mixed_with_arc_easy(tmp_path, mo
 def test_a_folder_may_be_the_data_sets_own(tmp_path, name):
     piqa_lines(tmp_path / "piqa" / "valid.jsonl", 4)
     arc_parquet(tmp_path / "ARC-Challenge" / "test-00000-of-00001.parquet", 3)
-    load, rows = (load_physical, 4) if name == "piqa" else (load_science, 3)
+    load, rows = (load_piqa, 4) if name == "piqa" else (load_science, 3)
     assert len(load("all" if name == "piqa" else "test", source=tmp_path / name)) == rows
 
 
 def test_a_link_beside_the_folder_it_leads_to_is_no_second_copy(tmp_path):
     piqa_lines(tmp_path / "piqa-2024" / "valid.jsonl", 4)
     (tmp_path / "piqa-latest").symlink_to("piqa-2024")
-    assert len(load_physical("all", source=tmp_path)) == 4
+    assert len(load_piqa("all", source=tmp_path)) == 4
 
 
 def test_a_cache_of_links_is_followed(tmp_path):
@@ -153,7 +156,7 @@ def test_a_cache_of_links_is_followed(tmp_path):
     link.symlink_to(blob)
     (tmp_path / "data" / "round").symlink_to(tmp_path / "data")  # a circle ends at the depth that is searched
     (tmp_path / "data" / "datasets--ybisk--piqa" / "self").symlink_to("self")
-    assert len(load_physical("validation", source=tmp_path / "data" / "datasets--ybisk--piqa")) == 4
+    assert len(load_piqa("validation", source=tmp_path / "data" / "datasets--ybisk--piqa")) == 4
 
 
 # What stands in the folder (path -> rows), the task that is asked for, what the error names.
@@ -184,7 +187,7 @@ def test_a_named_folder_without_the_task_is_an_error_that_lists_both_sides(
     if by_variable:
         monkeypatch.setenv("PROBLAMA_DATA", str(tmp_path))
     with pytest.raises(DataError) as caught:
-        problems.LOADERS[task]("test" if task == "science" else "train", source=None if by_variable else tmp_path)
+        LOADERS[task]("test" if task == "science" else "train", source=None if by_variable else tmp_path)
     message = str(caught.value)
     assert f"found no {task} there" in message and named in message and f"{task}.jsonl" in message
     assert "embedded" in message and ("PROBLAMA_DATA unset" in message) is by_variable
@@ -197,11 +200,11 @@ def test_riddles_have_no_public_source_so_they_stay_ours_beside_real_data_and_sa
     load_riddles("heldout")
     assert capsys.readouterr().err == ("No Problama: riddles from the course's own riddles.jsonl (PROBLAMA_DATA holds "
                                        "none).\n")
-    assert len(load_physical(source="embedded")) == 480
+    assert len(load_piqa(source="embedded")) == 480
 
 
 def test_the_default_is_quiet_and_described(capsys):
-    assert load_physical("train").info.description == "the course's own physical.jsonl"
+    assert load_piqa("train").info.description == "the course's own physical.jsonl"
     assert load_riddles(source="embedded").select(range(2)).info.description == "the course's own riddles.jsonl"
     assert load_riddles(source=" ").info.description == "the course's own riddles.jsonl"
     assert capsys.readouterr().err == ""
@@ -241,7 +244,7 @@ def test_what_is_there_but_cannot_be_used_is_named(tmp_path, monkeypatch, there,
         lines(tmp_path / name, rows)
     monkeypatch.setenv("PROBLAMA_DATA", str(tmp_path))
     with pytest.raises(DataError) as caught:
-        load_physical("train")
+        load_piqa("train")
     assert said in str(caught.value)
 
 
@@ -249,20 +252,20 @@ def test_the_test_file_beside_the_others_does_no_harm_and_its_split_is_refused(t
     piqa_lines(tmp_path / "train.jsonl", 4)
     piqa_lines(tmp_path / "dev.jsonl", 2)
     lines(tmp_path / "tests.jsonl", pairs(9))
-    assert (len(load_physical("train", source=tmp_path)), len(load_physical("all", source=tmp_path))) == (4, 6)
+    assert (len(load_piqa("train", source=tmp_path)), len(load_piqa("all", source=tmp_path))) == (4, 6)
     with pytest.raises(DataError, match="not public"):
-        load_physical("test", source=tmp_path)
+        load_piqa("test", source=tmp_path)
 
 
 def test_rows_that_carry_their_labels_need_no_list(tmp_path):
     lines(tmp_path / "validation.jsonl", pairs(4, label=1))
-    assert load_physical("validation", source=tmp_path)["label"][:] == [1] * 4
+    assert load_piqa("validation", source=tmp_path)["label"][:] == [1] * 4
 
 
 def test_a_split_in_several_parquet_files_keeps_its_ids_apart(tmp_path):
     for part in range(2):
         parquet(tmp_path / f"validation-0000{part}-of-00002.parquet", [row | {"label": 0} for row in pairs(3)])
-    assert load_physical("validation", source=tmp_path)["id"][-1] == "piqa-validation-00006"
+    assert load_piqa("validation", source=tmp_path)["id"][-1] == "piqa-validation-00006"
 
 
 def test_a_missing_arc_split_names_those_that_are_there(tmp_path):
@@ -276,19 +279,19 @@ def test_a_source_that_is_no_folder_is_one_sentence(tmp_path, monkeypatch, sourc
     monkeypatch.chdir(tmp_path)
     Path("a_file").write_text("x")
     with pytest.raises(DataError, match='expected an existing folder, or "embedded" or "hub"'):
-        load_physical(source=source)
+        load_piqa(source=source)
 
 
 @pytest.mark.parametrize("source", ["~nobody-of-that-name/data", "$NO_SUCH_THING/data", "${NO_SUCH_THING}"])
 def test_a_source_with_an_unknown_user_or_variable_is_one_sentence(source):
     with pytest.raises(CourseError, match="is unknown here"):
-        load_physical(source=source)
+        load_piqa(source=source)
 
 
 def test_a_source_is_expanded(tmp_path, monkeypatch):
     piqa_lines(tmp_path / "course" / "valid.jsonl", 4)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert len(load_physical("all", source="~/course")) == len(load_physical("all", source="$HOME/course")) == 4
+    assert len(load_piqa("all", source="~/course")) == len(load_piqa("all", source="$HOME/course")) == 4
 
 
 def test_a_large_folder_is_not_searched_for_ever(tmp_path, monkeypatch):
@@ -308,7 +311,7 @@ def test_a_large_folder_is_not_searched_for_ever(tmp_path, monkeypatch):
 def test_a_source_without_levels_keeps_all_its_rows_and_says_so(tmp_path, capsys, task, difficulty):
     piqa_lines(tmp_path / "piqa" / "valid.jsonl", 10)
     lines(tmp_path / "ARC-Challenge" / "ARC-Challenge-Test.jsonl", arc(10))
-    load = problems.LOADERS[task]
+    load = LOADERS[task]
     split = "all" if task == "physical" else "test"
     rows = load(split, source=tmp_path, difficulty=difficulty)
     assert len(rows) == 10
@@ -319,7 +322,7 @@ def test_a_source_without_levels_keeps_all_its_rows_and_says_so(tmp_path, capsys
 @pytest.mark.parametrize("difficulty", [7, [], [9], 1.0, "1", ["1"], 2.5])
 def test_a_level_that_a_source_with_levels_lacks_is_still_refused(difficulty):
     with pytest.raises(DataError, match="difficulty"):
-        load_physical(difficulty=difficulty, source="embedded")
+        load_piqa(difficulty=difficulty, source="embedded")
 
 
 @pytest.mark.parametrize("name", PROFILE_NAMES)
@@ -339,7 +342,7 @@ def test_real_questions_give_a_training_on_every_profile(tmp_path, monkeypatch, 
 
 def test_a_few_long_questions_pass_the_check_and_many_do_not(tmp_path):
     profile = replace(get_profile("slides"), max_seq_length=300)
-    from problama_utils.tasks.prompts import piqa_messages
+    from problama_utils.tasks.piqa import piqa_messages
 
     short, long = ({"goal": word, "sol1": "a", "sol2": "b"} for word in ("g", "long " * 200))
     check_settings("piqa", profile.piqa, profile, [piqa_messages(row, few_shot=False) for row in [long] + 9 * [short]])
@@ -350,7 +353,7 @@ def test_a_few_long_questions_pass_the_check_and_many_do_not(tmp_path):
 @pytest.mark.parametrize("labels", ["ABC", "ABCD", "ABCDE", "123", "12345"])
 def test_questions_of_three_to_five_choices_can_be_asked_and_graded(tmp_path, labels):
     from problama_utils.evaluation.scoring import lettered
-    from problama_utils.tasks.prompts import science_messages
+    from problama_utils.tasks.science import science_messages
 
     lines(tmp_path / "ARC-Challenge" / "ARC-Challenge-Test.jsonl", arc(2, labels))
     row = lettered(load_science("test", source=tmp_path, difficulty=1)[0])

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from problama_utils.tasks.problems import LOADERS, fingerprint, load_physical, load_riddles, load_science
+from problama_utils.tasks.datasets import fingerprint
+from problama_utils.tasks.piqa import load_piqa
+from problama_utils.tasks.registry import LOADERS
+from problama_utils.tasks.riddles import load_riddles
+from problama_utils.tasks.science import load_science
 from problama_utils.tasks.sources import assets_folder
 from tools import check_data as report
 from tools import data_gates as gates
@@ -23,7 +27,7 @@ def no_local_folder(monkeypatch):
 @pytest.fixture(scope="module")
 def files() -> dict[str, list[dict]]:
     return {"riddles": load_riddles("all", source="embedded").to_list(),
-            "physical": load_physical("all", source="embedded").to_list(),
+            "physical": load_piqa("all", source="embedded").to_list(),
             "science": load_science("test", source="embedded").to_list()}
 
 
@@ -60,7 +64,7 @@ def test_answers_have_one_to_three_words(files):
 def test_no_item_of_ours_is_worded_like_one_of_the_slides_examples(files):
     from rapidfuzz import fuzz, utils
 
-    from problama_utils.tasks.problems import load_few_shot
+    from problama_utils.tasks.datasets import load_few_shot
 
     for data, field in (("riddles", "riddle"), ("physical", "goal")):
         for example in load_few_shot(data):

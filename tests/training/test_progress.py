@@ -2,7 +2,6 @@
 
 import matplotlib
 import pytest
-from datasets import Dataset
 
 from problama_utils.training import callbacks as progress
 from problama_utils.training.checkpoints import StopRequest
@@ -54,19 +53,10 @@ def test_the_live_curve_is_one_picture_that_is_replaced(monkeypatch):
     assert replaced[0].axes[0].lines[0].get_ydata().tolist() == [1.0, 2.0]
 
 
-def test_verdicts_read_words_and_letters_each_in_their_way():
-    riddle = Dataset.from_list([{"answer": "bee", "aliases": ["honeybee"]}] * 3)
-    assert progress.verdicts(riddle, ["<answer>A honeybee</answer>", "<answer>ant</answer>", "bee"]) == [
-        "right", "wrong", "unjudged"]
-    letters = Dataset.from_list([{"answer": "B", "labels": ["A", "B"]}] * 3)
-    assert progress.verdicts(letters, ["<answer>b.</answer>", "<answer>A</answer>", "<answer>A or B</answer>"]) == [
-        "right", "wrong", "unjudged"]
-
-
 def test_a_watched_reward_pays_the_same_and_keeps_the_first_group(tmp_path):
     from problama_utils.rewards.slides import SLIDE_REWARDS
 
-    writer = progress.RunWriter(tmp_path, 1, "test", StopRequest())
+    writer = progress.RunWriter(tmp_path, 1, "test", StopRequest(), SLIDE_REWARDS)
     batch = {"completions": ["<answer>bee</answer>", "ant", "<answer>fly</answer>"], "answer": ["bee"] * 3,
              "aliases": [[]] * 3, "id": ["r1", "r1", "r2"]}
     watched = writer.watch(SLIDE_REWARDS[0], 2)

@@ -12,8 +12,9 @@ from problama_utils.config import GRPOSettings, get_profile
 from problama_utils.model.loading import load_adapter, load_policy
 from problama_utils.monitoring import curves as monitoring
 from problama_utils.monitoring.run_folder import ADAPTER_FOLDER
-from problama_utils.tasks.problems import load_physical, load_riddles
-from problama_utils.training.problems import heldout_problems, task_settings, training_order, training_problems
+from problama_utils.tasks.piqa import load_piqa
+from problama_utils.tasks.riddles import load_riddles
+from problama_utils.training.problems import heldout_problems, training_order, training_problems
 from problama_utils.training.run import grpo_config, run_grpo
 
 SHORT = GRPOSettings(max_steps=2, dataset_size=4, prompts_per_step=2, num_generations=2, max_completion_length=4,
@@ -28,7 +29,7 @@ def profile(tiny_model_dir, monkeypatch):
 
 def test_an_unknown_task_lists_the_known_ones(profile):
     with pytest.raises(CourseError, match="riddles, piqa"):
-        task_settings("chess", profile)
+        training_problems("chess", SHORT, seed=0)
 
 
 def test_riddles_arrive_with_what_the_rewards_read_and_only_from_the_training_split():
@@ -40,7 +41,7 @@ def test_riddles_arrive_with_what_the_rewards_read_and_only_from_the_training_sp
 
 def test_piqa_answers_are_the_letter_of_the_label():
     rows = training_problems("piqa", SHORT, seed=0)
-    pairs = {row["id"]: row for row in load_physical("train")}
+    pairs = {row["id"]: row for row in load_piqa("train")}
     assert all(row["answer"] == "AB"[pairs[row["id"]]["label"]] and row["labels"] == ["A", "B"] for row in rows)
     assert all(row["choices"] == [pairs[row["id"]][name] for name in ("sol1", "sol2")] for row in rows)
 

@@ -2,15 +2,9 @@
 
 import pytest
 
-from problama_utils.tasks.problems import load_physical, load_riddles, load_science
-from problama_utils.tasks.prompts import (
-    example_turns,
-    piqa_letter,
-    piqa_question,
-    riddle_messages,
-    science_messages,
-    science_question,
-)
+from problama_utils.tasks.piqa import PIQA, load_piqa, piqa_letter, piqa_question
+from problama_utils.tasks.riddles import load_riddles, riddle_messages
+from problama_utils.tasks.science import load_science, science_messages, science_question
 
 
 def test_the_slides_examples_stand_before_the_riddle_as_solved_turns():
@@ -25,7 +19,8 @@ def test_without_examples_only_the_system_prompt_and_the_question_remain():
 
 
 def test_the_two_piqa_examples_do_not_vote_for_a_letter():
-    answers = [turn["content"] for turn in example_turns("piqa") if turn["role"] == "assistant"]
+    turns = PIQA.messages({"goal": "", "sol1": "", "sol2": "", "label": 0})
+    answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
     assert sorted(answers) == ["<answer>A</answer>", "<answer>B</answer>"]
 
 
@@ -49,7 +44,7 @@ def test_labels_and_choices_of_different_length_are_an_error():
 
 
 def test_the_right_option_is_the_one_its_letter_names():
-    for row in load_physical("train").select(range(20)):
+    for row in load_piqa("train").select(range(20)):
         line = piqa_question(row).splitlines()["AB".index(piqa_letter(row)) + 1]
         assert line.endswith(row["sol1"] if row["label"] == 0 else row["sol2"])
 

@@ -10,18 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from problama_utils.tasks import problems
+from problama_utils.tasks import datasets
+from problama_utils.tasks.datasets import fingerprint, load_few_shot
+from problama_utils.tasks.piqa import load_piqa
 from problama_utils.tasks.places import PIQA_SPLIT_SEED, train_goals
-from problama_utils.tasks.problems import (
-    LOADERS,
-    count_digit_keys,
-    fingerprint,
-    load_few_shot,
-    load_physical,
-    load_riddles,
-    load_science,
-)
+from problama_utils.tasks.registry import LOADERS
+from problama_utils.tasks.riddles import load_riddles
 from problama_utils.tasks.rows import COLUMNS
+from problama_utils.tasks.science import count_digit_keys, load_science
 from problama_utils.tasks.sources import DataError, read_json_lines
 
 RIDDLE = {"id": "np-riddle-0001", "riddle": "It has a face and two hands.", "answer": "clock", "aliases": ["watch"],
@@ -94,7 +90,7 @@ def test_the_slides_examples_are_two_of_each_and_in_no_split():
     assert [row["answer"] for row in riddles] == ["A map", "A piano"]
     assert [(row["answer"], row["label"]) for row in pairs] == [("A", 0), ("B", 1)]
     assert not {row["riddle"] for row in riddles} & set(load_riddles("all")["riddle"])
-    assert not {row["goal"] for row in pairs} & set(load_physical("all")["goal"])
+    assert not {row["goal"] for row in pairs} & set(load_piqa("all")["goal"])
 
 
 def test_fingerprint_is_stable_and_sees_a_changed_word_and_a_changed_order(tmp_path):
@@ -109,15 +105,15 @@ def test_fingerprint_is_stable_and_sees_a_changed_word_and_a_changed_order(tmp_p
 
 
 def test_importing_and_loading_needs_no_torch():
-    code = ("import sys; from problama_utils.tasks.problems import load_riddles; load_riddles(); "
+    code = ("import sys; from problama_utils.tasks.riddles import load_riddles; load_riddles(); "
             "sys.exit('torch' in sys.modules)")
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(problems.__file__).parents[2]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(datasets.__file__).parents[2]).returncode == 0
 
 
 @pytest.mark.slow
 def test_the_command_finds_800_600_and_240_problems_and_every_gate_green():
     done = subprocess.run([sys.executable, "-m", "tools.check_data"], capture_output=True, text=True,
-                          cwd=Path(problems.__file__).parents[2])
+                          cwd=Path(datasets.__file__).parents[2])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "RED" not in done.stdout
     for data, rows in (("riddles", 800), ("physical", 600), ("science", 240)):
@@ -169,11 +165,11 @@ def test_arc_parquet_as_downloaded_gives_the_same_rows_as_ai2s_lines(tmp_path):
 def test_piqa_validation_alone_is_split_by_goal_and_repeatably(tmp_path):
     goals = [f"goal {number % 150}" for number in range(200)]
     piqa_files(tmp_path, goals, ["0", "1"] * 100)
-    train, held = load_physical("train", source=tmp_path), load_physical("heldout", source=tmp_path)
+    train, held = load_piqa("train", source=tmp_path), load_piqa("heldout", source=tmp_path)
     assert len(train) == round(200 * 1200 / 1838)
     assert len(train) + len(held) == 200
     assert not set(train["goal"]) & set(held["goal"])
-    assert fingerprint(train) == fingerprint(load_physical("train", source=tmp_path))
+    assert fingerprint(train) == fingerprint(load_piqa("train", source=tmp_path))
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=80))
@@ -186,10 +182,10 @@ def test_the_goal_split_never_divides_a_goal_nor_exceeds_its_share(numbers):
 def test_piqa_with_its_train_file_keeps_the_authors_split(tmp_path):
     piqa_files(tmp_path, ["a", "b", "c"], ["0", "1", "0"], stem="train")
     piqa_files(tmp_path, ["d", "e"], ["1", "1"])
-    assert load_physical("train", source=tmp_path)["goal"][:] == ["a", "b", "c"]
-    assert load_physical("heldout", source=tmp_path)["label"][:] == [1, 1]
-    assert len(load_physical("all", source=tmp_path)) == 5
-    assert load_physical("validation", source=tmp_path)["goal"][:] == ["d", "e"]
+    assert load_piqa("train", source=tmp_path)["goal"][:] == ["a", "b", "c"]
+    assert load_piqa("heldout", source=tmp_path)["label"][:] == [1, 1]
+    assert len(load_piqa("all", source=tmp_path)) == 5
+    assert load_piqa("validation", source=tmp_path)["goal"][:] == ["d", "e"]
 
 
 def test_piqa_parquet_as_downloaded_is_found(tmp_path):
@@ -199,24 +195,24 @@ def test_piqa_parquet_as_downloaded_is_found(tmp_path):
         (tmp_path / place).parent.mkdir(parents=True)
         rows = [{"goal": f"goal {number}", "sol1": "x", "sol2": "y", "label": number % 2} for number in range(10)]
         datasets.Dataset.from_list(rows).to_parquet(tmp_path / place)
-        assert len(load_physical("all", source=tmp_path / place[0])) == 10
+        assert len(load_piqa("all", source=tmp_path / place[0])) == 10
 
 
 def test_a_label_list_of_another_length_is_refused(tmp_path):
     piqa_files(tmp_path, ["a", "b"], ["0"])
     with pytest.raises(DataError, match=r"valid-labels\.lst: found 1 labels; expected 2"):
-        load_physical(source=tmp_path)
+        load_piqa(source=tmp_path)
 
 
 def test_a_label_outside_0_and_1_names_its_line(tmp_path):
     piqa_files(tmp_path, ["a", "b"], ["0", "-1"])
     with pytest.raises(DataError, match="line 2: found '-1'; expected 0 or 1"):
-        load_physical(source=tmp_path)
+        load_piqa(source=tmp_path)
 
 
 def test_piqas_test_split_is_refused_with_the_reason():
     with pytest.raises(DataError, match="not public"):
-        load_physical("test", source="hub")
+        load_piqa("test", source="hub")
 
 
 # --- where to look -------------------------------------------------------------------------------------------------
@@ -224,8 +220,8 @@ def test_piqas_test_split_is_refused_with_the_reason():
 
 def test_problama_data_is_used_where_it_holds_the_task_and_the_embedded_file_elsewhere(tmp_path, monkeypatch):
     monkeypatch.setenv("PROBLAMA_DATA", str(write(tmp_path, "physical", PAIR)))
-    assert len(load_physical()) == 1
-    assert len(load_physical(source="embedded")) == 480
+    assert len(load_piqa()) == 1
+    assert len(load_piqa(source="embedded")) == 480
     assert len(load_riddles()) == 640
 
 
@@ -287,8 +283,8 @@ def test_the_hub_is_asked_for_pinned_revisions_and_without_scripts(monkeypatch):
                           "revision": "210d026faf9955653af8916fad021475a3f00453"}]
     piqa = RecordingHub([{"goal": "g", "sol1": "s", "sol2": "t", "label": 1}])
     monkeypatch.setattr(datasets, "load_dataset", piqa)
-    assert load_physical("heldout", source="hub")["label"][:] == [1]
-    assert load_physical("validation", source="hub")["split"][:] == ["heldout"]
+    assert load_piqa("heldout", source="hub")["label"][:] == [1]
+    assert load_piqa("validation", source="hub")["split"][:] == ["heldout"]
     [path] = {call["data_files"]["validation"] for call in piqa.calls}
     assert path.startswith("hf://datasets/ybisk/piqa@142c51238b3ca2bc61e9a075913871b8b600e8e1/plain_text/validation/")
     assert {call["path"] for call in piqa.calls} == {"parquet"}
@@ -299,7 +295,7 @@ def test_an_unreachable_hub_is_named_with_the_way_out(monkeypatch, failure):
     import datasets
 
     monkeypatch.setattr(datasets, "load_dataset", RecordingHub(failure))
-    for call in (lambda: load_science(source="hub"), lambda: load_physical(source="hub")):
+    for call in (lambda: load_science(source="hub"), lambda: load_piqa(source="hub")):
         with pytest.raises(DataError, match='source="embedded"') as caught:
             call()
         assert caught.value.__cause__ is failure
@@ -360,7 +356,7 @@ def test_an_empty_file_is_refused(tmp_path, content):
 def test_a_file_that_is_no_parquet_is_refused(tmp_path):
     write(tmp_path, "", "not parquet", name="piqa/validation/0000.parquet")
     with pytest.raises(DataError, match=r"0000\.parquet"):
-        load_physical(source=tmp_path)
+        load_piqa(source=tmp_path)
 
 
 def test_windows_line_ends_and_a_byte_order_mark_do_no_harm(tmp_path):
@@ -422,7 +418,7 @@ def test_only_data_errors_ever_come_out_of_piqas_two_files(tmp_path, rows, label
     (tmp_path / "piqa" / "valid.jsonl").write_bytes(good + b"\n" + rows)
     (tmp_path / "piqa" / "valid-labels.lst").write_bytes(b"0\n" + labels)
     try:
-        assert len(load_physical("validation", source=tmp_path)) >= 1
+        assert len(load_piqa("validation", source=tmp_path)) >= 1
     except DataError as error:
         assert "piqa" in str(error)
 
