@@ -49,40 +49,46 @@ def heldout_counts(
 class RunWriter(TrainerCallback):
     """Keeps the run folder current; a full disk costs rows for a while, never the run."""
 
-    def __init__(self, folder: Path, max_steps: int, title: str, stop: StopRequest, rewards: Sequence[RewardFunction]):
+    def __init__(self, folder: Path, max_steps: int, title: str, stop: StopRequest, group: int):
         from tqdm import tqdm
-
-        self.rewards = tuple(rewards)
 
         self.folder, self.stop = folder, stop
         self.bar = tqdm(total=max_steps, desc=title, unit="step", file=sys.stderr)
-        self.group: list[dict[str, Any]] = []
+        self.group = group  # so many completions of each step are kept
+        self.seen: list[dict[str, Any]] = []
+        self.paid: dict[str, list[float | None]] = {}
         self.waiting: list[dict[str, Any]] = []
         self.written = 0.0
         self.complained = False
         self.unpayable = ""
 
-    def watch(self, function: RewardFunction, group: int = 0) -> RewardFunction:
-        """Return the reward function unchanged but for a look at what it pays, which TRL would take for unjudged where
-        it is NaN, and for keeping the first `group` of the completions that it sees."""
+    def watch(self, function: RewardFunction) -> RewardFunction:
+        """Return the reward function unchanged but for a look at what it pays: NaN would be unjudged for TRL, and the
+        first group of each step is kept with its rewards."""
 
         @functools.wraps(function)
         def watched(completions: Sequence[Any], **columns: Any) -> list[float | None]:
-            if group:
-                self.group = _with_rewards(self.rewards, completions[:group], {
-                    name: values[:group] for name, values in columns.items() if isinstance(values, list)})
             paid = function(completions=completions, **columns)
+            ids = columns.get("id") or [""] * len(completions)
+            self.seen = [{"id": name, "completion": completion_text(completion)}
+                         for name, completion in zip(ids[: self.group], completions, strict=False)]
+            self.paid[function.__name__] = [None if one is None else float(one) for one in paid[: self.group]]
             self.unpayable = self.unpayable or _unpayable(function.__name__, paid)
             return paid
 
         return watched
+
+    def first_group(self) -> list[dict[str, Any]]:
+        """Return one record per completion kept: problem, text, each reward under its function's name, their total."""
+        return [{**row, **{name: paid[i] for name, paid in self.paid.items()},
+                 "total": sum(paid[i] or 0.0 for paid in self.paid.values())} for i, row in enumerate(self.seen)]
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.bar.update(state.global_step)
 
     def on_log(self, args, state, control, logs=None, optimizer=None, **kwargs):
         if logs and "reward" in logs:
-            self.waiting += [{"step": state.global_step, **row} for row in self.group]
+            self.waiting += [{"step": state.global_step, **row} for row in self.first_group()]
             self.bar.set_postfix(reward="unjudged" if logs["reward"] is None else f"{logs['reward']:.2f}")
             self.bar.update(state.global_step - self.bar.n)
             broken = self.unpayable or _not_finite(logs, optimizer)
@@ -134,17 +140,6 @@ def _unpayable(name: str, paid: Sequence[Any]) -> str:
         if reward is not None and not math.isfinite(reward):
             return f"the reward of {name} for completion {place} is {reward}"
     return ""
-
-
-def _with_rewards(
-    rewards: Sequence[RewardFunction], completions: Sequence[Any], columns: dict[str, list[Any]]
-) -> list[dict[str, Any]]:
-    """Return one record per completion: problem, text, each reward under its function's name, their total."""
-    columns = {name: values for name, values in columns.items() if name not in ("prompts", "completion_ids")}
-    ids = columns.pop("id", [""] * len(completions))
-    paid = {function.__name__: function(completions=completions, **columns) for function in rewards}
-    return [{"id": name, "completion": completion_text(completions[i]), **{key: paid[key][i] for key in paid},
-             "total": sum(paid[key][i] or 0.0 for key in paid)} for i, name in enumerate(ids)]
 
 
 class HeldOut(TrainerCallback):

@@ -264,9 +264,8 @@ def _make_trainer(
     )
 
     task, settings, profile, folder = plan.task, plan.settings, plan.profile, plan.folder
-    first, *others = rewards_of(task)
-    writer = progress.RunWriter(folder, settings.max_steps, f"GRPO {task.name}", stop, (first, *others))
-    rewards = [writer.watch(first, settings.num_generations), *map(writer.watch, others)]
+    writer = progress.RunWriter(folder, settings.max_steps, f"GRPO {task.name}", stop, settings.num_generations)
+    rewards = [writer.watch(function) for function in rewards_of(task)]
     heldout = leave_out_long(heldout_problems(task, settings), tokenizer, settings, profile.max_seq_length, "held-out")
 
     def measure(policy: Any) -> dict[str, int]:

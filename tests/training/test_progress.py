@@ -56,9 +56,12 @@ def test_the_live_curve_is_one_picture_that_is_replaced(monkeypatch):
 def test_a_watched_reward_pays_the_same_and_keeps_the_first_group(tmp_path):
     from problama_utils.rewards.slides import SLIDE_REWARDS
 
-    writer = progress.RunWriter(tmp_path, 1, "test", StopRequest(), SLIDE_REWARDS)
+    writer = progress.RunWriter(tmp_path, 1, "test", StopRequest(), group=2)
     batch = {"completions": ["<answer>bee</answer>", "ant", "<answer>fly</answer>"], "answer": ["bee"] * 3,
              "aliases": [[]] * 3, "id": ["r1", "r1", "r2"]}
-    watched = writer.watch(SLIDE_REWARDS[0], 2)
-    assert watched(**batch) == SLIDE_REWARDS[0](**batch) and watched.__name__ == SLIDE_REWARDS[0].__name__
-    assert [row["total"] for row in writer.group] == [3.0, 0.5] and {row["id"] for row in writer.group} == {"r1"}
+    for function in SLIDE_REWARDS:
+        watched = writer.watch(function)
+        assert watched(**batch) == function(**batch) and watched.__name__ == function.__name__
+    kept = writer.first_group()
+    assert [row["total"] for row in kept] == [3.0, 0.5] and {row["id"] for row in kept} == {"r1"}
+    assert list(kept[0]) == ["id", "completion", *(function.__name__ for function in SLIDE_REWARDS), "total"]
