@@ -4,8 +4,9 @@
     python benchmarks/learning.py --remake assets/runs          train and score all runs again (about 45 minutes)
     python benchmarks/learning.py --remake DIR --seeds 5 6 7 8  other seeds
 
-The claims are those of assets/results/README.md. Per task and seed a folder `<task>-<seed>` holds the run's log, its record and `items.csv`: every held-out problem of
-the run's difficulty answered greedily before and after, and sampled once at the training temperature.
+The claims are those of assets/results/README.md. Per task and seed a folder `<task>-<seed>` holds the run's log, its
+record and `items.csv`: every held-out problem of the run's difficulty answered greedily before and after, and sampled
+once at the training temperature.
 """
 
 from __future__ import annotations

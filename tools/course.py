@@ -3,8 +3,8 @@
 `python -m tools.course` is what `make course` calls; it runs on the CPU unless PROBLAMA_PROFILE names another
 profile. With `--publish` the executed notebooks also replace the committed ones (outputs cleaned of noise), the
 measurements go to `assets/results/course.json`, and the README's table of notebooks is written from them, so that no
-figure in it is typed by hand. `--plain-processor` measures the same course as a processor without bf16 and AVX-512 would run it, for
-the table's fp32 columns; it changes no notebook.
+figure in it is typed by hand. `--plain-processor` measures the same course as a processor without bf16 and AVX-512
+would run it, for the table's fp32 columns; it changes no notebook.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What assets/results/README.md says of learning is what the shipped runs say; a claim they do not bear out is found."""
+"""What assets/results/README.md says of learning is what the shipped runs show; a claim beyond them is found."""
 
 import csv
 import importlib.util

@@ -16,7 +16,18 @@ import pytest
 
 from problama_utils.config import course_root
 from tools.badges import address
-from tools.course import LEARNED, PLAIN_RESULT, RESULT, clean, course_table, main, numbered_notebooks, run_course, stamp_table, title_of
+from tools.course import (
+    LEARNED,
+    PLAIN_RESULT,
+    RESULT,
+    clean,
+    course_table,
+    main,
+    numbered_notebooks,
+    run_course,
+    stamp_table,
+    title_of,
+)
 
 
 @pytest.fixture
