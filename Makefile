@@ -31,7 +31,7 @@ lab: setup  ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab --notebook-dir notebooks
 
 newest:  ## try the newest releases in a throw-away environment, report what broke: make newest
-	@$(PYTHON) benchmarks/newest.py $(PACKAGES)
+	@$(PYTHON) tools/newest.py $(PACKAGES)
 
 publish: setup  ## run the course, then refresh the committed outputs, timings and README table
 	@$(PY) -m tools.course --publish

@@ -1,11 +1,12 @@
-"""Did it learn? Four seeds per task, two standard errors, held-out items, and the README's claims held against them.
+"""Did it learn? Four seeds per task, two standard errors, held-out items, and what is claimed of them.
 
-    python benchmarks/learning.py --read assets/runs            the table; fails unless the README's claims hold
+    python benchmarks/learning.py --read assets/runs            the table; fails unless the shown claims hold
     python benchmarks/learning.py --remake assets/runs          train and score all runs again (about 45 minutes)
     python benchmarks/learning.py --remake DIR --seeds 5 6 7 8  other seeds
 
-Per task and seed a folder `<task>-<seed>` holds the run's log, its record and `items.csv`: every held-out problem of
-the run's difficulty answered greedily before and after, and sampled once at the training temperature.
+The claims are those of assets/results/README.md. Per task and seed a folder `<task>-<seed>` holds the run's log, its
+record and `items.csv`: every held-out problem of the run's difficulty answered greedily before and after, and sampled
+once at the training temperature.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ STEPS = 10  # first and last steps that are compared
 SHIPPED_SEED = 3407  # the seed whose adapter is kept, in bf16
 MEASURES = {"total": "total reward, last 10 steps minus first 10", "format": "held-out answers in form (sampled)",
             "accuracy": "held-out answers right (greedy)"}
-README_ROW = re.compile(r"^\| (riddles|piqa) \| ([^|]+) \| .* \| (rises|falls|no claim) \|$", re.MULTILINE)
+CLAIMS = "assets/results/README.md"
+CLAIM_ROW = re.compile(r"^\| (riddles|piqa) \| ([^|]+) \| .* \| (rises|falls|no claim) \|$", re.MULTILINE)
 
 
 def reward_gain(folder: Path) -> tuple[float, float]:
@@ -71,7 +73,7 @@ def measure(task: str, root: Path) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return the rows as the Markdown table that stands in the README."""
+    """Return the rows as the Markdown table that stands in `CLAIMS`."""
     lines = ["| task | measure | before | after | gain ± SE over seeds | 95 % interval, seeds and items | verdict |",
              "|---|---|---|---|---|---|---|"]
     for row in rows:
@@ -85,13 +87,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def broken_claims(rows: list[dict[str, Any]], readme: str) -> list[str]:
-    """Return each claim of the README's table that the runs do not bear out, as a sentence."""
+def broken_claims(rows: list[dict[str, Any]], page: str) -> list[str]:
+    """Return each claim of a page's table that the runs do not bear out, as a sentence."""
     found = {(row["task"], MEASURES[row["measure"]]): row["verdict"] for row in rows}
-    claims = README_ROW.findall(readme)
+    claims = CLAIM_ROW.findall(page)
     if not claims:
-        return ["The README has no table of learning claims."]
-    return [f"README: {task}, {what}: {claim}; the runs say: {found.get((task, what), 'nothing')}."
+        return [f"{CLAIMS} has no table of learning claims."]
+    return [f"{CLAIMS}: {task}, {what}: {claim}; the runs say: {found.get((task, what), 'nothing')}."
             for task, what, claim in claims if claim != "no claim" and found.get((task, what)) != claim]
 
 
@@ -179,8 +181,8 @@ def main() -> int:
     print(table(rows))
     for row in rows:
         print(f"{row['task']}, {row['measure']}: gains per seed {row['per_seed']}")
-    broken = broken_claims(rows, (course_root() / "README.md").read_text(encoding="utf-8"))
-    print("\n".join(broken) or "Every claim of the README holds.")
+    broken = broken_claims(rows, (course_root() / CLAIMS).read_text(encoding="utf-8"))
+    print("\n".join(broken) or f"Every claim of {CLAIMS} holds.")
     return 1 if broken else 0
 
 

@@ -2,9 +2,9 @@
 
 `python -m tools.course` is what `make course` calls; it runs on the CPU unless PROBLAMA_PROFILE names another
 profile. With `--publish` the executed notebooks also replace the committed ones (outputs cleaned of noise), the
-measurements go to `assets/results/course.json`, and the README's table is written from them, so that no figure in it
-is typed by hand. `--plain-processor` measures the same course as a processor without bf16 and AVX-512 would run it, for
-the table's last two columns; it changes no notebook.
+measurements go to `assets/results/course.json`, and the README's table of notebooks is written from them, so that no
+figure in it is typed by hand. `--plain-processor` measures the same course as a processor without bf16 and AVX-512
+would run it, for the table's fp32 columns; it changes no notebook.
 """
 
 from __future__ import annotations
@@ -29,12 +29,22 @@ from nbformat import NotebookNode
 
 from problama_utils import CourseError, hides_card
 from problama_utils.config import course_root, detect_profile
+from tools.badges import address, badge
 from tools.notebook_run import CELL_TIMEOUT, NotebookStopped, Progress, execute, read_notebook
 
 RESULT, PLAIN_RESULT = Path("assets/results/course.json"), Path("assets/results/course_fp32.json")
 # Most laptops multiply no bf16 and know AVX2 only: torch's number format and the kernels of its three libraries.
 PLAIN_PROCESSOR = {"PROBLAMA_DTYPE": "float32", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2",
                    "ATEN_CPU_CAPABILITY": "avx2"}
+
+LEARNED = {  # what the table of notebooks says of each; a notebook that is not here is shown with its title
+    "01_ppo_vs_grpo": "clipped objective, GAE, group-relative advantages, KL: every equation executed",
+    "02_qlora_setup": "NF4 from the normal distribution, LoRA counted, real 4-bit loading",
+    "03_riddle_training": "rewards and how to fool them, a step by hand equal to TRL's, a real training",
+    "04_piqa_training": "the second training; what a rising reward did *not* teach",
+    "05_reward_curves": "the slides' curves from your logs, bands over four seeds, why a reward is flat",
+    "06_arc_evaluation": "base and tuned policies with intervals; the slides' table read closely",
+}
 
 
 def numbered_notebooks(root: Path) -> list[Path]:
@@ -89,30 +99,39 @@ def write_report(notebooks: Sequence[NotebookNode], record: dict[str, Any], targ
     write(target, page)
 
 
-def course_table(record: dict[str, Any], plain: dict[str, Any] | None = None) -> str:
-    """Return the measurements as a Markdown table, with the run they come from below it.
+def course_table(record: dict[str, Any], plain: dict[str, Any] | None = None, at: tuple[str, str] | None = None) -> str:
+    """Return the notebooks as a Markdown table: what each teaches and costs, with the run that measured it below.
 
     Args:
         record: from `course_record`.
         plain: the same of a run with `--plain-processor`, for two more columns.
+        at: repository and ref, for a column of Colab badges.
     """
     slower = {row["name"]: row for row in plain["notebooks"]} if plain else {}
-    more = (" fp32, AVX2: minutes | peak memory |", "---|---|") if plain else ("", "")
-    lines = [f"| notebook | what it does | minutes | peak memory |{more[0]}", f"|---|---|---|---|{more[1]}"]
+    titles = ["notebook", "what you learn", "minutes", "memory"]
+    titles += ["fp32: minutes", "fp32: memory"] if plain else []
+    titles += ["Colab"] if at else []
+    lines = [_line(titles), f"|{'---|' * len(titles)}"]
     for row in record["notebooks"]:
-        link = f"[{row['name']}](notebooks/{row['name']}.ipynb)"
-        cells = [link, row["title"], *_cost(row), *(_cost(slower.get(row["name"])) if plain else ())]
-        lines.append(f"| {' | '.join(cells)} |")
+        name = row["name"]
+        cells = [f"[{name.replace('_', ' ')}](notebooks/{name}.ipynb)", LEARNED.get(name, row["title"]), *_cost(row)]
+        cells += _cost(slower.get(name)) if plain else []
+        cells += [badge(*at, f"{name}.ipynb")] if at else []
+        lines.append(_line(cells))
     total = sum(row["minutes"] for row in record["notebooks"])
-    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
-    text = (f"In all {total:.1f} minutes. Measured by `make course` on {record['date']}, profile "
+    versions = ", ".join(f"{package} {number}" for package, number in record["versions"].items())
+    text = (f"In all {total:.1f} minutes; memory is the peak. Measured by `make course` on {record['date']}, profile "
             f"`{record['profile']}`, {record['machine']}, {versions}.")
     if plain:
         in_all = sum(row["minutes"] for row in plain["notebooks"])
-        text += (f" The last two columns, {in_all:.1f} minutes in all, are the same course as a processor without bf16 "
+        text += (f" The fp32 columns, {in_all:.1f} minutes in all, are the same course as a processor without bf16 "
                  f"and AVX-512 computes it (`python -m tools.course --plain-processor`, {plain['date']}, "
                  f"{plain['machine']}).")
     return "\n".join([*lines, "", text])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _cost(row: dict[str, Any] | None) -> tuple[str, str]:
@@ -145,11 +164,11 @@ def publish(executed: dict[Path, NotebookNode], record: dict[str, Any], root: Pa
 
 
 def stamp_readme(root: Path) -> None:
-    """Write the README's table from the records of both measurements."""
+    """Write the README's table of notebooks from the records of both measurements."""
     records = [json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
                for path in (root / RESULT, root / PLAIN_RESULT)]
     readme = root / "README.md"
-    write(readme, stamp_table(readme.read_text(encoding="utf-8"), *records))
+    write(readme, stamp_table(readme.read_text(encoding="utf-8"), *records, at=address(root)))
 
 
 def stamp_cost(opening: str, row: dict[str, Any], profile: str) -> str:
@@ -161,9 +180,11 @@ def stamp_cost(opening: str, row: dict[str, Any], profile: str) -> str:
     return re.sub(r"<!-- measured -->.*?<!-- /measured -->", lambda _: block, opening, flags=re.DOTALL)
 
 
-def stamp_table(readme: str, record: dict[str, Any], plain: dict[str, Any] | None = None) -> str:
+def stamp_table(
+    readme: str, record: dict[str, Any], plain: dict[str, Any] | None = None, at: tuple[str, str] | None = None
+) -> str:
     """Return the README with the table between its two markers replaced."""
-    block = f"<!-- course-table -->\n{course_table(record, plain)}\n<!-- /course-table -->"
+    block = f"<!-- course-table -->\n{course_table(record, plain, at)}\n<!-- /course-table -->"
     return re.sub(r"<!-- course-table -->.*?<!-- /course-table -->", lambda _: block, readme, flags=re.DOTALL)
 
 

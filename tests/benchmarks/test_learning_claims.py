@@ -1,4 +1,4 @@
-"""What the README says of learning is what the shipped runs say; a claim they do not bear out is found."""
+"""What assets/results/README.md says of learning is what the shipped runs show; a claim beyond them is found."""
 
 import csv
 import importlib.util
@@ -66,12 +66,13 @@ def test_a_claim_that_the_runs_do_not_bear_out_is_named(learning, tmp_path):
     boast = honest.replace("| falls |", "| rises |")
     assert any("total reward" in sentence and "the runs say: falls" in sentence
                for sentence in learning.broken_claims(rows, boast))
-    assert learning.broken_claims(rows, "nothing here") == ["The README has no table of learning claims."]
+    assert learning.broken_claims(rows, "nothing here") == [
+        "assets/results/README.md has no table of learning claims."]
 
 
-def test_the_readme_shows_the_table_of_the_shipped_runs_to_the_letter(learning):
+def test_the_page_of_results_shows_the_table_of_the_shipped_runs_to_the_letter(learning):
     rows = [row for task in learning.TASKS for row in learning.measure(task, ROOT / "assets" / "runs")]
-    assert learning.table(rows) in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert learning.table(rows) in (ROOT / learning.CLAIMS).read_text(encoding="utf-8")
 
 
 def test_one_adapter_per_task_is_shipped_small_and_low_rank():

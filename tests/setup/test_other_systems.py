@@ -145,8 +145,9 @@ def test_an_installation_goes_on_with_what_was_asked_for(name, monkeypatch, tmp_
 
 def test_windows_two_commands_stand_in_the_readme_and_can_be_parsed():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    lines = re.findall(r"^py -3\.(\d+) problama_utils\\install\.py --venv \.venv --then (\S+)$", readme, re.MULTILINE)
-    assert [then for _, then in lines] == ["course", "test"] and {then for _, then in lines} <= set(install.STEPS)
+    lines = re.findall(r"^py -3\.(\d+) (\S+) --venv \.venv --then (\S+)$", readme, re.MULTILINE)
+    assert {path for _, path, _ in lines} == {"problama_utils\\setup\\install.py"}
+    assert [then for *_, then in lines] == ["course", "test"] and {then for *_, then in lines} <= set(install.STEPS)
 
 
 def test_one_range_of_pythons_stands_everywhere():

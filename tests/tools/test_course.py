@@ -15,7 +15,19 @@ import psutil
 import pytest
 
 from problama_utils.config import course_root
-from tools.course import clean, course_table, main, numbered_notebooks, run_course, stamp_table, title_of
+from tools.badges import address
+from tools.course import (
+    LEARNED,
+    PLAIN_RESULT,
+    RESULT,
+    clean,
+    course_table,
+    main,
+    numbered_notebooks,
+    run_course,
+    stamp_table,
+    title_of,
+)
 
 
 @pytest.fixture
@@ -81,10 +93,12 @@ def test_the_title_is_the_first_heading_without_its_number():
 
 def test_the_readme_table_is_the_one_made_from_the_committed_measurements():
     root = course_root()
-    record = json.loads((root / "assets" / "results" / "course.json").read_text())
+    records = [json.loads((root / path).read_text()) for path in (RESULT, PLAIN_RESULT)]
     readme = (root / "README.md").read_text(encoding="utf-8")
-    assert course_table(record) in readme
-    assert stamp_table(readme, record) == readme
+    assert course_table(*records, at=address(root)) in readme
+    assert stamp_table(readme, *records, at=address(root)) == readme
+    assert readme.count(".ipynb)") == 2 * len(LEARNED)  # the one table of notebooks: a link and a badge each
+    assert list(LEARNED) == [path.stem for path in numbered_notebooks(root)]
 
 
 PYTHON = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -295,6 +309,10 @@ def test_the_table_shows_both_processors_where_both_were_measured():
     table = course_table(record, plain)
     assert "| A | 1.0 | 2.1 GB | 5.0 | 2.1 GB |" in table and "| B | 3.0 | 1.0 GB | – | – |" in table
     assert "In all 4.0 minutes" in table and "5.0 minutes in all" in table and "m, float32" in table
+    for line in course_table(record, plain, at=("ada/course", "v2")).splitlines()[:4]:
+        assert line.count("|") == 8
+    assert "colab.research.google.com/github/ada/course/blob/v2/notebooks/01_a.ipynb" in course_table(
+        record, at=("ada/course", "v2"))
 
 
 @pytest.mark.parametrize("more", [["--publish"], ["--only", "01"]])
