@@ -222,9 +222,9 @@ def measure(
 
 
 def _weights(model: Any) -> Any:
-    from problama_utils.model.likelihood import walkable
+    from problama_utils.model.likelihood import llama_for_cpu
 
-    if walkable(model) is None:
+    if llama_for_cpu(model) is None:
         return None
     from problama_utils.engine.decoding import DecodingWeights
 

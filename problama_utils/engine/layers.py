@@ -139,7 +139,7 @@ def tree_hidden(
         caches: where given, each layer's keys (positions applied) and values, both (N, H_kv, d), are appended to it.
 
     Returns:
-        The normalised last hidden state, (N, D).
+        The last hidden state after the final norm, (N, D).
     """
     device = parts.norm.weight.device
     hidden = parts.embed(tree.tokens_N.to(device))

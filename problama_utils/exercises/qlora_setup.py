@@ -76,7 +76,7 @@ def check_merge(answer: Callable | None) -> CheckResult:
             Case("1 × 1, α = 4", (one, 2 * one, 3 * one, 4.0), [[25.0]], "the product is scaled by α / r"),
             Case("B = 0", (weight, a, torch.zeros_like(b), 6.0), weight.tolist(), "a fresh adapter changes nothing"),
             Case("3 × 5, r = 2, α = 6", (weight, a, b, 6.0), hint="r is the number of rows of A, here 2, so α / r = 3",
-                 judge=same_function),
+                 compare=same_function),
         ],
     )
 

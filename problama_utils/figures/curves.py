@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 
 from problama_utils.grpo.advantages import generalised_advantages
-from problama_utils.grpo.head_to_head import Run, band
+from problama_utils.grpo.head_to_head import Run, mean_and_interval
 from problama_utils.grpo.losses import kl_estimate, ppo_clip_objective
 
 _STYLES = [("#12385c", "-", "o"), ("#c05a00", "--", "s"), ("#4a7c3a", ":", "^"), ("#7a4a8c", "-.", "D")]
@@ -155,7 +155,7 @@ def success_curves(runs_by_name: dict[str, list[Run]], rollouts: int) -> Figure:
     for (colour, line, marker), hatch, (name, runs) in zip(
         _STYLES, ("//", "..", "xx", "++"), runs_by_name.items(), strict=False
     ):
-        mean, low, high = band(runs)
+        mean, low, high = mean_and_interval(runs)
         spent = [rollouts * i for i in range(len(mean))]
         every = max(1, len(mean) // 10)
         label = f"{name}, {len(runs)} seeds"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from problama_utils.model.likelihood import walkable
+from problama_utils.model.likelihood import llama_for_cpu
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -64,7 +64,7 @@ def complete(
     tokens = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     order = sorted(range(len(tokens)), key=lambda i: (-len(tokens[i]), tokens[i]))
     generator = torch.Generator().manual_seed(seed)
-    write = _write_rows if weights is not None or walkable(model) is not None else _generate_rows
+    write = _write_rows if weights is not None or llama_for_cpu(model) is not None else _generate_rows
     if temperature > 0 and write is _generate_rows:
         torch.manual_seed(seed)
     answers = [""] * len(texts)

@@ -140,7 +140,7 @@ def _base_bytes(parameters: int, model: Architecture, regime: str) -> int:
     return round(model.projection_parameters * NF4_BITS / 8) + 2 * (parameters - model.projection_parameters)
 
 
-def bill(model: Architecture, rank: int = 64) -> list[dict[str, object]]:
+def memory_table(model: Architecture, rank: int = 64) -> list[dict[str, object]]:
     """One row per regime and method: the parts and the total, in GiB."""
     rows = []
     for regime in REGIMES:

@@ -13,7 +13,7 @@ CHATS = [[{"role": "user", "content": text}] for text in ("a", "a bee or a wasp?
 @pytest.fixture
 def by_generate(monkeypatch):
     """Close the door to our own sampler, as on a GPU."""
-    monkeypatch.setattr(completions, "walkable", lambda model: None)
+    monkeypatch.setattr(completions, "llama_for_cpu", lambda model: None)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
