@@ -71,7 +71,7 @@ def measure(task: str, root: Path) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return the rows as the Markdown table that stands in the README."""
+    """Return the rows as the Markdown table of the README."""
     lines = ["| task | measure | before | after | gain ± SE over seeds | 95 % interval, seeds and items | verdict |",
              "|---|---|---|---|---|---|---|"]
     for row in rows:

@@ -1,6 +1,6 @@
 """Redraw the figures of notebook 01 that need no training into assets/figures, as SVG and PNG.
 
-    python benchmarks/figures.py
+    python tools/figures.py
 
 The head-to-head figure is drawn by benchmarks/ppo_vs_grpo.py, because it needs the runs.
 """

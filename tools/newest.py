@@ -1,7 +1,7 @@
-"""Try the newest releases of everything below us in a throw-away environment, and report what broke.
+"""Try the newest releases of our dependencies in a throw-away environment, and report what broke.
 
-    python benchmarks/newest.py            every package of pyproject.toml, unpinned
-    python benchmarks/newest.py trl peft   only these unpinned, the rest as in requirements.txt
+    python tools/newest.py            every package of pyproject.toml, unpinned
+    python tools/newest.py trl peft   only these unpinned, the rest as in requirements.txt
 
 Needs a package index and up to 8 GB of disk (on Linux torch brings its CUDA libraries), which are given back. It runs
 the drift guard, which binds every call of ours to the new signatures, and the unit tests that exercise those libraries

@@ -29,7 +29,7 @@ class UnsupportedModelError(TypeError):
 
 @dataclass(frozen=True)
 class LlamaParts:
-    """The modules of a `LlamaForCausalLM`, whatever wraps it."""
+    """The modules of a `LlamaForCausalLM`, under any wrapper."""
 
     embed: nn.Module
     layers: Sequence[nn.Module]

@@ -3,11 +3,11 @@
 Two ways of asking. *Generated*: the policy answers a chat greedily and its letter is read strictly (inside the tags)
 and leniently; what cannot be read is counted, not hidden. *Log-likelihood*: the choice whose text the policy finds most
 likely, which needs no format at all, as it is (`acc` of lm-evaluation-harness) and per character (`acc_norm`). Grading
-comes from `answers`; rewards play no part.
+comes from `tasks.answers`; rewards play no part.
 
 What is read before a choice whose likelihood is taken (`likelihood_context`): without the system prompt the harness's
 plain "Question: …\\nAnswer:"; with it a chat of system prompt and that same question, up to where the assistant begins
-(the harness's --system_instruction with --apply_chat_template). The choices stand in neither.
+(the harness's --system_instruction with --apply_chat_template). Neither contains the choices.
 
 `python -m problama_utils.evaluation --results assets/results` prints the table of a finished study.
 """
@@ -61,7 +61,7 @@ def lettered(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def likelihood_context(tokenizer: PreTrainedTokenizerBase, question: str, *, system: bool) -> tuple[str, str]:
-    """Return `(context, delimiter)`: what stands before a choice, and between the two; see the module."""
+    """Return `(context, delimiter)`: what comes before a choice, and between the two; see the module."""
     cloze = f"Question: {question}\nAnswer:"
     if not system:
         return cloze, " "

@@ -27,7 +27,7 @@ the stub was not filled in (it gave None or `...`, or raised NotImplementedError
 A check compares plain Python numbers, texts and lists: what a learner gives back is converted by the exact type of each
 part, with the library's functions and never with methods of the learner's own objects, and subclasses are refused. The
 learner's function runs in a thread of its own, without the expected values on its stack or in any live object, and
-whatever it raises becomes a sentence. This keeps honest work honest; it is no prison. A function that never returns is
+any exception becomes a sentence. This guards against mistakes; it is not a sandbox. A function that never returns is
 ended by Ctrl-C alone, and one that ends the process ends the kernel: work of others is graded in a process of its own.
 """
 
@@ -121,7 +121,7 @@ def run_apart(function: Callable, *args: Any, **kwargs: Any) -> tuple[Any, str]:
     A thread also tells the two kinds of KeyboardInterrupt apart: the learner's own stays in there, Ctrl-C comes here.
 
     Returns:
-        `(value, "")`, or `(None, "ValueError: what it says")` where it raised, whatever that is.
+        `(value, "")`, or `(None, "ValueError: what it says")` where it raised, of any kind.
     """
     outcome: list[tuple[Any, str]] = []
 

@@ -1,4 +1,4 @@
-"""The curves of notebook 01: clip, GAE's bias and variance, KL estimators, head to head, memory bill.
+"""The curves of notebook 01: clip, GAE's bias and variance, KL estimators, head to head, memory.
 
 Each function gives a matplotlib Figure that reads in greyscale; `save` writes SVG and PNG, the same bytes each time.
 """
@@ -168,7 +168,7 @@ def success_curves(runs_by_name: dict[str, list[Run]], rollouts: int) -> Figure:
 
 
 def memory_bars(rows: list[dict[str, object]], title: str) -> Figure:
-    """The memory bill as stacked bars, in GiB."""
+    """Bytes by part as stacked bars, in GiB."""
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
     parts = ("policy", "reference", "value", "gradients", "Adam")
     looks = [("#12385c", ""), ("#dddddd", "///"), ("#c05a00", "\\\\\\"), ("#9ec1df", "..."), ("#f1e3c4", "xx")]

@@ -1,7 +1,7 @@
-"""Log-likelihoods of answers: what a policy finds likely, whatever form it would have answered in.
+"""Log-likelihoods of answers: what a policy finds likely, independent of the form of its answers.
 
 The choices of a question share its text, and questions share a system prompt. On a CPU a Llama reads a batch of them as
-one prefix tree (`batching`), so that what is shared is computed once, and the head computes only the positions that
+one prefix tree (`engine.tree`), so that what is shared is computed once, and the head computes only the positions that
 predict an answer's token. Other models, and GPUs, take padded rows.
 
 Tokens are cut as in lm-evaluation-harness 0.4.13 (`_encode_pair`): context and whole text are tokenised, the answer's

@@ -1,8 +1,8 @@
-"""Why is my reward flat? A table of checks, each from the figures of a log to a cause, its evidence and its cure.
+"""Why is my reward flat? A table of rules, each from the figures of a log to a cause, its evidence and its cure.
 
-Works on the table alone (`monitoring.diagnose` also takes a run folder). The checks stand in the order of causes: a
+Works on the table alone (`monitoring.diagnose` also takes a run folder). The rules are in the order of causes: a
 policy that broke writes endlessly, cut completions have no closed tags, groups without tags have no variance. So the
-first finding is the one to mend; those after it often go with it.
+first finding is the one to fix; those after it often go with it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ LENGTH_FACTOR = 1.5  # times; a length that changes by half has become another w
 
 @dataclass(frozen=True)
 class Finding:
-    """One cause, with the figures that show it and the change that mends it."""
+    """One cause, with the figures that show it and the change that fixes it."""
 
     cause: str
     evidence: str

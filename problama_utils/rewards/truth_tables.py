@@ -1,4 +1,4 @@
-"""Truth tables of the judge: completions, what must come of each, and why. Tests and notebook 03 run the same rows.
+"""Truth tables of the judge: completions, the expected reading or reward, and why. Tests and notebook 03 use them.
 
     READING         what is read strictly and leniently, and the verdict on a riddle whose answer is "bee"
     LETTER_ANSWERS  which one of A, B, C, D an answer names

@@ -1,4 +1,4 @@
-"""Can this machine run the course, and what will it cost? `python -m problama_utils.setup` says so in seconds.
+"""Can this machine run the course, and what will it cost? `python -m problama_utils.setup` answers in seconds.
 
 One line per check, each trouble with its cure; exit status 0 = can run, 1 = cannot. Nothing is installed, downloaded
 or imported: `machine.look` sees, `run_checks` decides, so a machine can be simulated by writing its `Machine` by hand.
@@ -299,7 +299,7 @@ CARDS = (("T4", 16, (7, 5)), ("L4", 24, (8, 9)), ("RTX 4090", 24, (8, 9)), ("A10
 
 
 def card_tables() -> str:
-    """Return the two tables of assets/gpu.md, from the profiles and `memory`: what each card and each profile gets."""
+    """Return the two tables of assets/gpu.md, from the profiles and `model.memory`: what each card and profile gets."""
     lines = ["| card | GB as sold | compute capability | profile | products in | completions | counted GB | GB left |",
              "|---|---|---|---|---|---|---|---|"]
     for name, memory_gb, capability in CARDS:

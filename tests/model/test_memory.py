@@ -1,4 +1,4 @@
-"""The memory bill: counts equal the real architectures', parts add up, the known figures come out."""
+"""The memory table: counts equal the real architectures', parts add up, the known figures come out."""
 
 import pytest
 

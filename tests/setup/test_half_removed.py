@@ -1,4 +1,4 @@
-"""Packages that were removed by half: their metadata lie first on the path, and the package counts as missing."""
+"""Packages that are half removed: their metadata lie first on the path, and the package counts as missing."""
 
 import sys
 
@@ -83,7 +83,7 @@ def test_a_notebook_host_asks_for_it_again_and_ends_in_a_sentence_where_that_did
     with pytest.raises(SystemExit):
         install.install_into_this_python()
     assert install.requirements()["trl"] in asked and not (tmp_path / install.STAMP).exists()
-    assert f"trl was removed by half: delete what is left of it, {half_removed}" in capsys.readouterr().err
+    assert f"trl is half removed: delete what is left of it, {half_removed}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("kind", "file", "record", "files"), [
