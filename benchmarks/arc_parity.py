@@ -33,7 +33,7 @@ def compare(rows: list[dict[str, Any]], ours: list[list[float]], samples: list[d
         samples: the harness's samples, in the same order.
         noise: nats by which a sum may differ in this precision.
     """
-    from problama_utils.model.likelihood import likeliest, normalised
+    from problama_utils.model.likelihood import likeliest, per_character
 
     items = []
     for row, scores, sample in zip(rows, ours, samples, strict=True):
@@ -41,7 +41,7 @@ def compare(rows: list[dict[str, Any]], ours: list[list[float]], samples: list[d
             raise SystemExit(f"The harness answered {sample['doc']['id']} where {row['id']} was asked.")
         right, theirs = row["labels"].index(row["answer"]), sample_scores(sample)
         item = {"id": row["id"], "largest_gap": max(abs(a - b) for a, b in zip(scores, theirs, strict=True))}
-        for name, values in (("acc", scores), ("acc_norm", normalised(scores, row["choices"]))):
+        for name, values in (("acc", scores), ("acc_norm", per_character(scores, row["choices"]))):
             item[name] = int(likeliest(values) == right), int(sample[name])
             if item[name][0] != item[name][1]:
                 lengths = [1.0] * len(scores) if name == "acc" else [float(len(choice)) for choice in row["choices"]]

@@ -4,8 +4,9 @@
     python benchmarks/arc_study.py --regrade assets/results/arc   # the reader has changed: read again what is kept
 
 Policies are the base model and every adapter found under the folders named. Each is asked all questions zero-shot, with
-and without the system prompt, and answers in both ways of `evaluation`. The study may be killed at any time: the same
-command goes on where it stopped. It leaves one CSV per data set and policy (`records`) and `summary.json`.
+and without the system prompt, and answers in both ways of `evaluation.scoring`. The study may be killed at any time:
+the same command continues where it stopped. It leaves one CSV per data set
+and policy (`evaluation.records`) and `summary.json`.
 
 Nothing of ARC's text is written: its rows carry ids, letters, scores and a hash, and of a completion only a form that
 consists of tags and one letter; anything else is withheld as "…".
@@ -222,9 +223,9 @@ def measure(
 
 
 def _weights(model: Any) -> Any:
-    from problama_utils.model.likelihood import walkable
+    from problama_utils.model.likelihood import llama_for_cpu
 
-    if walkable(model) is None:
+    if llama_for_cpu(model) is None:
         return None
     from problama_utils.engine.decoding import DecodingWeights
 

@@ -53,13 +53,13 @@ def by_likelihood(model: Any, tokenizer: Any, rows: Sequence[Row]) -> dict[str, 
     pairs = [(f"Question: {text}\nAnswer:", f" {option}") for text, row in zip(question, rows, strict=True)
              for option in options_of(row)]
     scores = iter(text_log_likelihoods(model, tokenizer, pairs))
-    raw, normalised = [], []
+    raw, by_length = [], []
     for row in rows:
         of_options = [next(scores) for _ in options_of(row)]
         per_character = [score / len(option) for score, option in zip(of_options, options_of(row), strict=True)]
         raw.append(of_options.index(max(of_options)) == right_of(row))
-        normalised.append(per_character.index(max(per_character)) == right_of(row))
-    return {"log_likelihood": raw, "log_likelihood_normalised": normalised}
+        by_length.append(per_character.index(max(per_character)) == right_of(row))
+    return {"log_likelihood": raw, "log_likelihood_normalised": by_length}
 
 
 def open_ended(model: Any, tokenizer: Any, rows: Sequence[Row], temperature: float, seed: int) -> list[list[Verdict]]:

@@ -4,7 +4,7 @@
     python benchmarks/grpo_step.py --groups 4 8 16
 
 Each trainer lives in a process of its own (so each has its own peak memory), and the two take turns, one step each:
-whatever else the machine does hits both. Every completion has the same number of tokens (no early stop), so both do
+other load on the machine hits both. Every completion has the same number of tokens (no early stop), so both do
 the same work. Shown are seconds per step; the ratio is stock / ours, one per pair, the first pair being the warm-up.
 """
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from problama_utils.figures.curves import save, success_curves  # noqa: E402
-from problama_utils.grpo.head_to_head import Comparison, Run, Settings, band, compare, train  # noqa: E402
+from problama_utils.grpo.head_to_head import Comparison, Run, Settings, compare, mean_and_interval, train  # noqa: E402
 
 RATES = (0.003, 0.01, 0.02, 0.03)
 TUNING_SEEDS, SEEDS = range(1000, 1004), range(16)
@@ -50,7 +50,7 @@ def last_tenth(run: Run) -> float:
 
 def summary(method_runs: list[Run]) -> dict[str, object]:
     """The numbers of one method, for the table and the JSON."""
-    mean, low, high = band(method_runs)
+    mean, low, high = mean_and_interval(method_runs)
     first = method_runs[0]
     return {
         "settings": {name: value for name, value in asdict(first.settings).items() if name != "seed"},

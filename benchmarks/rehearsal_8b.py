@@ -9,9 +9,9 @@ the real one is filled with random numbers (16 GB of disk, removed at the end) a
 its projections to NF4. Then two trainings with the settings of profile `slides`, one after the other in processes of
 their own: the course's way (unsloth where it is installed with a GPU, else its own trainer) and stock TRL + peft.
 
-`--cpu` writes no checkpoint: each matrix is drawn and quantised where it stands, one at a time, so that the model
+`--cpu` writes no checkpoint: each matrix is drawn and quantised in place, one at a time, so that the model
 never takes more than its 4 bits. One step of transformers + peft + stock TRL (2 completions of 8 tokens) is then
-measured, and its memory is compared with what `memory.py` computes for that path.
+measured, and its memory is compared with what `model.memory` computes for that path.
 
 What differs from the slides' run: the weights; the tokenizer, which is the embedded model's (its 49,152 tokens are ids
 of the 128,256 too; ids above it decode to nothing); a handful of steps; and completions that hardly ever stop early.
@@ -169,7 +169,7 @@ def _random(shape: tuple[int, ...], source: torch.Generator) -> torch.Tensor:
 def nf4_policy(architecture: Architecture, profile: Profile, *, seed: int) -> PreTrainedModel:
     """Return a Llama of random weights whose projections are NF4, made matrix by matrix; the rest is bf16.
 
-    It is what `from_pretrained` with `nf4_config` returns, without the 16 GB file: the skeleton stands on the meta
+    It is what `from_pretrained` with `nf4_config` returns, without the 16 GB file: the skeleton is on the meta
     device, bitsandbytes' layers replace the projections, and each takes its numbers and quantises them at once.
     """
     import torch

@@ -2,7 +2,7 @@
 
 `make robust` runs whole test files over `SETTINGS`, one pytest process each: every test that takes the fixture `seed`
 (tests/conftest.py) once per seed, the others once. Each outcome is written down as it comes, so a sweep that was
-killed goes on; an outcome counts as long as the package and the test's file stand as they stood. At the end `N of N`
+killed goes on; an outcome counts as long as the package and the test's file are unchanged. At the end `N of N`
 is printed per test and setting and `assets/results/robust.json` is written; exit status 1 if anything failed.
 
 The module is also the pytest plugin that does the writing (`-p robust`).
@@ -90,7 +90,7 @@ class Recorder:
                    "outcome": self.outcome}
             self.outcome = "passed"
             with LOG.open("a", encoding="utf-8") as file:
-                file.write("\n" + json.dumps(row))  # in front, so that half a line of a kill stands alone
+                file.write("\n" + json.dumps(row))  # in front, so that half a line of a kill is a line of its own
 
 
 def pytest_configure(config) -> None:

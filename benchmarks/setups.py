@@ -30,16 +30,16 @@ from problama_utils.training.run import run_grpo
 SEED, UNSEEN = 3407, 96
 WORDS_PROMPT = ("Choose the option that works. Reply with its words inside tags, like this: "
                 "<answer>words of the option</answer>")
-LETTERS = {"dataset_size": 96, "temperature": 1.0, "max_completion_length": 12}
+LETTER_RUN = {"dataset_size": 96, "temperature": 1.0, "max_completion_length": 12}
 WORDS = {"dataset_size": 96, "temperature": 1.0, "max_completion_length": 32}
 SETUPS: dict[str, tuple[str, dict[str, Any]]] = {
     "riddles-16-T0.9": ("riddles", {"dataset_size": 16, "temperature": 0.9}),
     "riddles-64-T0.7": ("riddles", {"dataset_size": 64, "temperature": 0.7}),
     "riddles-64-T1.0": ("riddles", {"dataset_size": 64, "temperature": 1.0, "learning_rate": 2e-4}),
     "riddles-256-T0.9": ("riddles", {"dataset_size": 256, "temperature": 0.9}),
-    "piqa-letters-T1.0": ("piqa", {**LETTERS, "max_steps": 48, "learning_rate": 1e-4}),
-    "piqa-letters-G16": ("piqa", {**LETTERS, "num_generations": 16}),
-    "piqa-cold-start": ("piqa", {**LETTERS, "max_steps": 36, "learning_rate": 1e-4}),
+    "piqa-letters-T1.0": ("piqa", {**LETTER_RUN, "max_steps": 48, "learning_rate": 1e-4}),
+    "piqa-letters-G16": ("piqa", {**LETTER_RUN, "num_generations": 16}),
+    "piqa-cold-start": ("piqa", {**LETTER_RUN, "max_steps": 36, "learning_rate": 1e-4}),
     "piqa-words": ("piqa", {**WORDS, "max_steps": 36}),
     "piqa-words-long": ("piqa", {**WORDS, "max_steps": 72, "learning_rate": 3e-4}),
 }

@@ -2,7 +2,7 @@
 
 A *profile* says which model is loaded, how its LoRA adapter is shaped and how each task is trained. The notebooks
 take theirs from `detect_profile()`; everything else receives it as an argument. `cpu` is the embedded default,
-`slides` is the deck to the letter, and `colab-t4` is the deck squeezed into a free 16 GB card.
+`slides` has exactly the deck's values, and `colab-t4` fits the deck into a free 16 GB card.
 """
 
 from __future__ import annotations
@@ -268,8 +268,9 @@ def detect_profile(*, min_slides_gb: float = 30.0) -> Profile:
     """Pick the profile for this machine; the environment variable PROBLAMA_PROFILE overrides.
 
     Without a CUDA GPU it is `cpu`, and also, with a sentence on stderr, where the card is too small or too old or
-    unsloth is missing (`gpu.card_obstacle`). A card with at least `min_slides_gb` GB of memory and compute capability
-    8.0 (bf16 in hardware) runs `slides`; a smaller or older one, such as Colab's T4 (7.5, 16 GB), runs `colab-t4`.
+    unsloth is missing (`setup.gpu.card_obstacle`). A card with at least `min_slides_gb` GB of memory and compute
+    capability 8.0 (bf16 in hardware) runs `slides`; a smaller or older one, such as Colab's T4 (7.5, 16 GB),
+    runs `colab-t4`.
 
     Raises:
         CourseError: PROBLAMA_PROFILE names no profile.
@@ -291,7 +292,7 @@ def detect_profile(*, min_slides_gb: float = 30.0) -> Profile:
 
 
 def profile_for_card(memory_gb: float, capability: tuple[int, int], *, min_slides_gb: float = 30.0) -> Profile:
-    """Return the GPU profile for a card that has no `gpu.card_obstacle`; see `detect_profile`."""
+    """Return the GPU profile for a card that has no `setup.gpu.card_obstacle`; see `detect_profile`."""
     return get_profile("slides" if memory_gb >= min_slides_gb and capability >= (8, 0) else "colab-t4")
 
 
@@ -312,7 +313,7 @@ def describe(settings: object, prefix: str = "") -> str:
 
 
 def course_root() -> Path:
-    """Return the folder of the checkout that this package stands in."""
+    """Return the folder of the checkout that holds this package."""
     return Path(__file__).resolve().parent.parent
 
 

@@ -1,4 +1,4 @@
-"""Find every call into the libraries below us, and bind its arguments to the signatures that are installed.
+"""Find every call into the libraries we depend on, and bind its arguments to the signatures that are installed.
 
 The sources are read, not run: imports (also late ones), constructors, class methods, and methods of objects whose class
 is known from a constructor, an annotation or a function's return type. `**options` is followed to the dictionary it was
@@ -92,7 +92,7 @@ class Reader:
     """Reads all sources: `calls` is what was found, `broken` what could not be imported or decided."""
 
     def __init__(self, texts: dict[str, str], only: str | None = None):
-        """Read all texts, or `only` one of them and whatever it takes to follow its calls."""
+        """Read all texts, or `only` one of them and what it takes to follow its calls."""
         self.texts, self.trees = texts, {}
         self.modules = {_module(name): name for name in texts if name.endswith(".py")}
         self.calls: list[Call] = []
@@ -387,7 +387,7 @@ class _File:
 
 
 def _members(node: ast.ClassDef) -> frozenset[str]:
-    """Return what a class body defines: its functions, its fields, and whatever is assigned to `self`."""
+    """Return what a class body defines: its functions, its fields, and what is assigned to `self`."""
     names = {inner.name for inner in node.body if isinstance(inner, ast.FunctionDef)}
     for inner in ast.walk(node):
         if isinstance(inner, ast.Attribute) and isinstance(inner.ctx, ast.Store) and ast.unparse(inner.value) == "self":

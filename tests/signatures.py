@@ -5,7 +5,7 @@ A callee with a `**kwargs` would accept any name, so that a removed argument wou
 `kwargs.pop("name")`, `kwargs.get("name")`, `kwargs["name"]`, `"name" in kwargs` of their source. A callee that is not
 in the table takes no names beyond its explicit ones.
 
-unsloth's classes import only where there is a GPU: their parameters stand in `unsloth_signatures.json`, which
+unsloth's classes import only where there is a GPU: their parameters are in `unsloth_signatures.json`, which
 `test_drift.py` (slow) compares with the source in the wheel.
 """
 

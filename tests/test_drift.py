@@ -1,7 +1,7 @@
 """Drift guard: every call into unsloth, TRL, peft, bitsandbytes, transformers and datasets fits what is installed.
 
 An argument that a release renamed or removed fails here, by file and line, before a notebook meets it. Nothing is
-skipped: what the reader cannot decide stands in `UNDECIDED` with its reason, and one that does not stand there fails.
+skipped: what the reader cannot decide is in `UNDECIDED` with its reason, and what is not there fails.
 """
 
 import json
@@ -58,7 +58,7 @@ def test_each_library_is_watched(reader, library):
     assert any(call.target.startswith(library + ".") for call in reader.calls)
 
 
-# The calls that a course on GRPO stands on; if the reader lost sight of one, its silence would mean nothing.
+# The calls that a course on GRPO depends on; if the reader lost sight of one, its silence would mean nothing.
 @pytest.mark.parametrize(
     ("target", "name"),
     [

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "problama_utils"
 PATHS = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
          for path in sorted(PACKAGE.rglob("*.py"))}
 ROOMS = sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists())
-# CONTRIBUTING.md explains them. The longest name that fits decides: `setup` prepares (below) and judges (preflight).
+# CONTRIBUTING.md explains them. The longest name that fits decides: `setup` prepares (below) and checks (preflight).
 FLOORS = {"": 0, "setup.pip_causes": 0, "setup.install": 0, "setup.gpu": 1, "engine": 1, "config": 2, "setup": 3,
           "tasks": 4, "rewards": 5, "grpo": 5, "model": 5, "monitoring": 6, "evaluation": 6, "figures": 6,
           "exercises": 6, "setup.preflight": 6, "training": 7, "setup.__main__": 7}  # fmt: skip
@@ -147,7 +147,7 @@ def test_what_needs_no_torch_imports_none(module):
 
 
 def test_importing_twice_changes_nothing_and_the_order_does_not_matter():
-    """Each module on its own, in a fresh interpreter that stands for a notebook's first import."""
+    """Each module on its own, in a fresh interpreter, like a notebook's first import."""
     light = [module for module in WITHOUT_TORCH if module.startswith(("config", "tasks", "rewards", "setup"))]
     for module in light:
         done = subprocess.run([sys.executable, "-W", "error", "-c", f"import problama_utils.{module}"])

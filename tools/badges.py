@@ -1,7 +1,7 @@
 """Stamp the repository's address into everything that shows it; the one constant is in pyproject.toml.
 
 `make badges REPO=owner/name REF=main` writes the constant and restamps README and notebooks; run without arguments it
-restamps from the constant as it stands. Standard library only, so that it works before the course is installed.
+restamps from the constant as it is. Standard library only, so that it works before the course is installed.
 """
 
 from __future__ import annotations

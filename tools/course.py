@@ -245,7 +245,7 @@ def _run(root: Path, build: Path, only: Sequence[str], publishing: bool, cell_ti
         build.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CourseError(f"The folder {build.name!r} for the executed copies cannot be made ({error.strerror}): "
-                          "remove what stands in its way, or free some disk space.") from None
+                          "remove what is in its way, or free some disk space.") from None
     rows, executed = [], {}
     for number, (path, title) in enumerate(zip(paths, titles, strict=True), 1):
         progress = Progress(number, len(paths), path.stem, title)

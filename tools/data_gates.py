@@ -14,7 +14,7 @@ from typing import Any
 from problama_utils.tasks.answers import normalise
 
 Row = dict[str, Any]
-# Words of an answer that may stand in its riddle: they give nothing away.
+# Words of an answer that may be in its riddle: they give nothing away.
 FREE_WORDS = frozenset(
     ["a", "an", "and", "at", "by", "for", "from", "in", "it", "my", "of", "on", "or", "the", "to", "up", "with"])
 COUNTS = {  # data set -> gate -> (least, most) rows; the issue's sizes
@@ -85,7 +85,7 @@ def nearest_pair(rows: Sequence[Row]) -> tuple[float, str, str]:
 
 
 def position_shares(rows: Sequence[Row]) -> dict[int, float]:
-    """Return the percentage of items whose right option stands at each position."""
+    """Return the percentage of items whose right option is at each position."""
     counts = Counter(right_of(row) for row in rows)
     return {place: 100 * counts[place] / len(rows) for place in range(max(len(options_of(row)) for row in rows))}
 

@@ -27,7 +27,8 @@ def main() -> None:
         "clip_surfaces": figures.clip_surfaces(),
         "gae_bias_variance": figures.gae_curve(figures.gae_bias_variance()),
         "kl_estimators": figures.kl_estimators(),
-        "memory_llama_3_1_8b": figures.memory_bars(memory.bill(memory.LLAMA_3_1_8B), "Llama-3.1-8B, GiB between steps"),
+        "memory_llama_3_1_8b": figures.memory_bars(memory.memory_table(memory.LLAMA_3_1_8B),
+                                                   "Llama-3.1-8B, GiB between steps"),
         "try_it": try_it.draw(),
     }
     for name, figure in drawn.items():

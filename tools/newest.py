@@ -1,4 +1,4 @@
-"""Try the newest releases of everything below us in a throw-away environment, and report what broke.
+"""Try the newest releases of our dependencies in a throw-away environment, and report what broke.
 
     python tools/newest.py            every package of pyproject.toml, unpinned
     python tools/newest.py trl peft   only these unpinned, the rest as in requirements.txt

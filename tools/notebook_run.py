@@ -152,7 +152,7 @@ class Kernel:
         return f" below {self.heading!r}" if self.heading else ""
 
     def end(self) -> None:
-        """End the kernel's process and all that it has started, whatever state they are in."""
+        """End the kernel's process and all that it has started, in any state."""
         if self.watch:
             self.watch.stop()
         pid = self.process.pid if self.process else getattr(getattr(self.client.km, "provisioner", None), "pid", None)

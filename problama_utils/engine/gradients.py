@@ -161,7 +161,7 @@ def _softmax_scores(queries: torch.Tensor, keys: torch.Tensor, level: AttentionL
 def _take_queries(
     x: torch.Tensor, level: AttentionLevel, kv_heads: int, *, blank_padding: bool = False
 ) -> torch.Tensor:
-    """(N, H, d) → (K·H_kv, H/H_kv·Q, d): the heads that share keys stand in one product."""
+    """(N, H, d) → (K·H_kv, H/H_kv·Q, d): the heads that share keys are in one product."""
     _, heads, dim = x.shape
     blocks, longest = level.queries_KQ.shape
     taken = x.index_select(0, level.queries_KQ.reshape(-1).to(x.device))

@@ -29,7 +29,7 @@ class UnsupportedModelError(TypeError):
 
 @dataclass(frozen=True)
 class LlamaParts:
-    """The modules of a `LlamaForCausalLM`, whatever wraps it."""
+    """The modules of a `LlamaForCausalLM`, under any wrapper."""
 
     embed: nn.Module
     layers: Sequence[nn.Module]
@@ -139,7 +139,7 @@ def tree_hidden(
         caches: where given, each layer's keys (positions applied) and values, both (N, H_kv, d), are appended to it.
 
     Returns:
-        The normalised last hidden state, (N, D).
+        The last hidden state after the final norm, (N, D).
     """
     device = parts.norm.weight.device
     hidden = parts.embed(tree.tokens_N.to(device))

@@ -73,7 +73,7 @@ def sample_completions(
 
     Args:
         model: a `LlamaForCausalLM`, plain, 4-bit or with LoRA; used as it is (mode, active adapter).
-        prompts: B token lists; equal ones share their work wherever they stand.
+        prompts: B token lists; equal ones share their work in any order.
         sampling: how tokens are chosen.
         generator: source of randomness, on the CPU; None takes torch's global one.
         weights: the model's projections laid out for decoding, to be kept between calls; None lays them out here.

@@ -1,7 +1,7 @@
 """Ragged rollouts to tensors: plain padding (the reference) and shared-prefix packing (the fast way).
 
-A GRPO batch repeats itself: all P prompts begin with the same system turn and examples, and each prompt stands before
-all G of its completions. Padding computes every copy. Packing writes the batch as a *prefix tree*: one node per
+A GRPO batch repeats itself: all P prompts begin with the same system turn and examples, and each prompt is repeated
+before all G of its completions. Padding computes every copy. Packing writes the batch as a *prefix tree*: one node per
 distinct (prefix, token) pair, each node once, its position the depth in the tree, its attention limited to its own
 ancestors. A node then sees exactly what the same token sees in its padded row, so this is not an approximation.
 
@@ -101,7 +101,7 @@ def pad_rows(
 
 
 def pack_padded(input_ids_BL: torch.Tensor, attention_mask_BL: torch.Tensor, completion_length: int) -> PackedTree:
-    """Pack a padded batch as TRL hands it over; padding may stand on either side, or between prompt and completion.
+    """Pack a padded batch as TRL hands it over; padding may be on either side, or between prompt and completion.
 
     Args:
         input_ids_BL: int64 (B, L).

@@ -87,7 +87,7 @@ class RecordFile:
             os.fsync(file.fileno())
 
     def rows(self) -> list[dict[str, str]]:
-        """Return the rows that are there, as they stand in the file; a damaged last line is dropped from it."""
+        """Return the rows that are there, as they are in the file; a damaged last line is dropped from it."""
         content, header = self.path.read_bytes(), ",".join(self.columns).encode()
         if header.startswith(content):  # killed before even the header was whole
             content = header + b"\n"
@@ -163,7 +163,7 @@ def _table(path: Path) -> pd.DataFrame:
     lines = path.read_bytes().split(b"\n")
     rows = [_parse(line, COLUMNS) for line in lines[1:] if line]
     if lines[0].rstrip(b"\r") != ",".join(COLUMNS).encode() or None in rows:
-        raise CourseError(f"{path.name} is not a sound file of records: go on with its measurement (it mends a line "
+        raise CourseError(f"{path.name} is not a sound file of records: go on with its measurement (it repairs a line "
                           "that was cut off), or move it away.")
     table = pd.DataFrame(rows, columns=COLUMNS)
     table.insert(0, "data", path.stem.split("_")[0])
@@ -205,7 +205,7 @@ def unescaped(text: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """Return a value as it stands in a file."""
+    """Return a value as it is written in a file."""
     if isinstance(value, bool):
         return str(int(value))
     if value is None:

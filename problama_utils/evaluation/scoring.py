@@ -3,11 +3,11 @@
 Two ways of asking. *Generated*: the policy answers a chat greedily and its letter is read strictly (inside the tags)
 and leniently; what cannot be read is counted, not hidden. *Log-likelihood*: the choice whose text the policy finds most
 likely, which needs no format at all, as it is (`acc` of lm-evaluation-harness) and per character (`acc_norm`). Grading
-comes from `answers`; rewards play no part.
+comes from `tasks.answers`; rewards play no part.
 
 What is read before a choice whose likelihood is taken (`likelihood_context`): without the system prompt the harness's
 plain "Question: …\\nAnswer:"; with it a chat of system prompt and that same question, up to where the assistant begins
-(the harness's --system_instruction with --apply_chat_template). The choices stand in neither.
+(the harness's --system_instruction with --apply_chat_template). Neither contains the choices.
 
 `python -m problama_utils.evaluation --results assets/results` prints the table of a finished study.
 """
@@ -21,7 +21,7 @@ from problama_utils import CourseError
 from problama_utils.evaluation.records import prompt_hash
 from problama_utils.evaluation.uncertainty import wilson_interval
 from problama_utils.model.completions import Chat, complete, render
-from problama_utils.model.likelihood import likeliest, normalised, text_log_likelihoods
+from problama_utils.model.likelihood import likeliest, per_character, text_log_likelihoods
 from problama_utils.tasks.answers import Verdict, grade, grade_letter, lenient_answer, read_letter, strict_answer
 from problama_utils.tasks.base import Task
 from problama_utils.tasks.piqa import PIQA
@@ -61,7 +61,7 @@ def lettered(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def likelihood_context(tokenizer: PreTrainedTokenizerBase, question: str, *, system: bool) -> tuple[str, str]:
-    """Return `(context, delimiter)`: what stands before a choice, and between the two; see the module."""
+    """Return `(context, delimiter)`: what comes before a choice, and between the two; see the module."""
     cloze = f"Question: {question}\nAnswer:"
     if not system:
         return cloze, " "
@@ -120,7 +120,8 @@ def score_questions(
         records.append({
             "policy": policy, "system": system, "id": row["id"], "prompt_hash": digest, "right": row["answer"],
             **read_letters(text, labels, row["choices"]),
-            "chosen": labels[likeliest(scores)], "chosen_norm": labels[likeliest(normalised(scores, row["choices"]))],
+            "chosen": labels[likeliest(scores)],
+            "chosen_norm": labels[likeliest(per_character(scores, row["choices"]))],
             "scores": scores, "completion": text,
         })  # fmt: skip
     return records
@@ -249,10 +250,10 @@ def score_science_likelihood(
     records = []
     for row, scores in zip(rows, choice_scores(model, tokenizer, rows, system=system), strict=True):
         chosen = row["labels"][likeliest(scores)]
-        per_character = row["labels"][likeliest(normalised(scores, row["choices"]))]
+        chosen_norm = row["labels"][likeliest(per_character(scores, row["choices"]))]
         records.append({"policy": policy, "id": row["id"], "right": row["answer"], "scores": scores, "chosen": chosen,
-                        "chosen_norm": per_character, "correct": chosen == row["answer"],
-                        "correct_norm": per_character == row["answer"]})
+                        "chosen_norm": chosen_norm, "correct": chosen == row["answer"],
+                        "correct_norm": chosen_norm == row["answer"]})
     return pd.DataFrame(records)
 
 

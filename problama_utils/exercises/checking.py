@@ -14,7 +14,7 @@ How to write a check for a notebook (this is all there is):
 - `Case.args` is the tuple of arguments, `kwargs` the keyword arguments; each call gets a deep copy of them.
 - `Case.expected` is what should come back: a number, text, boolean, None, or (nested) lists of them, or a dictionary.
   Tensors and arrays are compared as nested lists, shapes must agree, numbers within `tolerance`, NaN never agrees.
-- `Case.judge` replaces the comparison where one value is not enough (a gradient, a property): a function of the
+- `Case.compare` replaces the comparison where one value is not enough (a gradient, a property): a function of the
   returned value and of the arguments it was computed from; None when all is well, otherwise the sentence to show. What
   may run the learner's code again, such as a backward pass, goes through `run_apart`.
 - `Case.hint` is one sentence that helps without giving the answer away.
@@ -27,7 +27,7 @@ the stub was not filled in (it gave None or `...`, or raised NotImplementedError
 A check compares plain Python numbers, texts and lists: what a learner gives back is converted by the exact type of each
 part, with the library's functions and never with methods of the learner's own objects, and subclasses are refused. The
 learner's function runs in a thread of its own, without the expected values on its stack or in any live object, and
-whatever it raises becomes a sentence. This keeps honest work honest; it is no prison. A function that never returns is
+any exception becomes a sentence. This guards against mistakes; it is not a sandbox. A function that never returns is
 ended by Ctrl-C alone, and one that ends the process ends the kernel: work of others is graded in a process of its own.
 """
 
@@ -80,7 +80,7 @@ class Case:
     hint: str = ""
     tolerance: float = 1e-4  # absolute, plus the same share of the expected number
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    judge: Callable[[Any, tuple], str | None] | None = None
+    compare: Callable[[Any, tuple], str | None] | None = None
 
 
 def check_function(title: str, function: Callable | None, cases: Sequence[Case]) -> CheckResult:
@@ -106,7 +106,7 @@ def check_function(title: str, function: Callable | None, cases: Sequence[Case])
             return _not_yet(title)
         if raised:
             return _failed(where, f"your function stopped with {raised}", case.hint)
-        nothing = value is None and (case.judge is not None or pickle.loads(case.expected) is not None)
+        nothing = value is None and (case.compare is not None or pickle.loads(case.expected) is not None)
         if nothing or value is ... or value is NotImplemented:
             return _not_yet(title) if number == 1 else _failed(where, "your function gave nothing back", case.hint)
         problem = _verdict(case, value, args)
@@ -121,7 +121,7 @@ def run_apart(function: Callable, *args: Any, **kwargs: Any) -> tuple[Any, str]:
     A thread also tells the two kinds of KeyboardInterrupt apart: the learner's own stays in there, Ctrl-C comes here.
 
     Returns:
-        `(value, "")`, or `(None, "ValueError: what it says")` where it raised, whatever that is.
+        `(value, "")`, or `(None, "ValueError: what it says")` where it raised, of any kind.
     """
     outcome: list[tuple[Any, str]] = []
 
@@ -208,13 +208,15 @@ def _sealed(expected: Any) -> bytes:
 
 
 def _verdict(case: Case, value: Any, args: tuple) -> str | None:
-    """The complaint about a value: what no judge and no comparison can take is named first."""
+    """The complaint about a value: what no comparison can take is named first."""
     plain = _plain(value)
     if type(plain) is _Odd:
         return f"a check compares plain numbers, texts and lists, and this is {plain}"
     try:
-        return case.judge(value, args) if case.judge else difference(plain, pickle.loads(case.expected), case.tolerance)
-    except (Exception, SystemExit) as error:  # shapes and types that do not fit a judge's arithmetic
+        if case.compare:
+            return case.compare(value, args)
+        return difference(plain, pickle.loads(case.expected), case.tolerance)
+    except (Exception, SystemExit) as error:  # shapes and types that do not fit the comparison's arithmetic
         return f"the value cannot be compared ({type(error).__name__}: {_one_line(str(error))}); it is {_short(plain)}"
 
 

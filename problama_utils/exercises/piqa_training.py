@@ -7,9 +7,9 @@ from collections.abc import Callable
 from problama_utils.exercises.checking import Case, CheckResult, check_function
 
 
-def check_mended_reward(function: Callable | None) -> CheckResult:
-    """Exercise 1: the planted bugs in a letter reward have been found and mended."""
-    return check_function("the mended reward", function, [
+def check_fixed_reward(function: Callable | None) -> CheckResult:
+    """Exercise 1: the planted bugs in a letter reward have been found and fixed."""
+    return check_function("the fixed reward", function, [
         Case("right letter", (["<answer>A</answer>"], ["A"]), [2.0]),
         Case("wrong letter", (["<answer>B</answer>"], ["A"]), [0.0]),
         Case("on its own line", (["<answer>\nB\n</answer>"], ["B"]), [2.0],

@@ -142,7 +142,7 @@ def _loss_case(name: str, hint: str, arguments: tuple) -> Case:
 
     from problama_utils.grpo.losses import grpo_loss
 
-    def judge(value: Any, args: tuple) -> str | None:
+    def compare(value: Any, args: tuple) -> str | None:
         mine, raised = None, ""
         if type(value) is torch.Tensor and value.requires_grad and value.numel() == 1:
             # A backward pass may run a learner's code, so it comes before anything is known here.
@@ -163,4 +163,4 @@ def _loss_case(name: str, hint: str, arguments: tuple) -> Case:
         wrong = difference(mine, gradient)
         return f"the value is right, but its gradient is off: {wrong}" if wrong else None
 
-    return Case(name, arguments, hint=hint, judge=judge)
+    return Case(name, arguments, hint=hint, compare=compare)

@@ -43,7 +43,7 @@ def check_bits_per_weight(answer: Callable | None) -> CheckResult:
         answer,
         [
             Case("blocks of 64, fp32 scales", (64, 0), 4.5, "64 weights share 32 bits"),
-            Case("blocks of 32, fp32 scales", (32, 0), 5.0, "the index costs 4 bits whatever the block"),
+            Case("blocks of 32, fp32 scales", (32, 0), 5.0, "the index costs 4 bits for any block size"),
             Case("QLoRA: 64 and 256", (64, 256), 4 + 8 / 64 + 32 / (64 * 256),
                  "each scale shrinks to 8 bits, and 256 of them share one fp32 number", tolerance=1e-6),
             Case("blocks of 128 and 64", (128, 64), 4 + 8 / 128 + 32 / (128 * 64), "use both arguments",
@@ -76,7 +76,7 @@ def check_merge(answer: Callable | None) -> CheckResult:
             Case("1 × 1, α = 4", (one, 2 * one, 3 * one, 4.0), [[25.0]], "the product is scaled by α / r"),
             Case("B = 0", (weight, a, torch.zeros_like(b), 6.0), weight.tolist(), "a fresh adapter changes nothing"),
             Case("3 × 5, r = 2, α = 6", (weight, a, b, 6.0), hint="r is the number of rows of A, here 2, so α / r = 3",
-                 judge=same_function),
+                 compare=same_function),
         ],
     )
 

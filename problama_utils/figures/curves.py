@@ -1,4 +1,4 @@
-"""The curves of notebook 01: clip, GAE's bias and variance, KL estimators, head to head, memory bill.
+"""The curves of notebook 01: clip, GAE's bias and variance, KL estimators, head to head, memory.
 
 Each function gives a matplotlib Figure that reads in greyscale; `save` writes SVG and PNG, the same bytes each time.
 """
@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 
 from problama_utils.grpo.advantages import generalised_advantages
-from problama_utils.grpo.head_to_head import Run, band
+from problama_utils.grpo.head_to_head import Run, mean_and_interval
 from problama_utils.grpo.losses import kl_estimate, ppo_clip_objective
 
 _STYLES = [("#12385c", "-", "o"), ("#c05a00", "--", "s"), ("#4a7c3a", ":", "^"), ("#7a4a8c", "-.", "D")]
@@ -155,7 +155,7 @@ def success_curves(runs_by_name: dict[str, list[Run]], rollouts: int) -> Figure:
     for (colour, line, marker), hatch, (name, runs) in zip(
         _STYLES, ("//", "..", "xx", "++"), runs_by_name.items(), strict=False
     ):
-        mean, low, high = band(runs)
+        mean, low, high = mean_and_interval(runs)
         spent = [rollouts * i for i in range(len(mean))]
         every = max(1, len(mean) // 10)
         label = f"{name}, {len(runs)} seeds"
@@ -168,7 +168,7 @@ def success_curves(runs_by_name: dict[str, list[Run]], rollouts: int) -> Figure:
 
 
 def memory_bars(rows: list[dict[str, object]], title: str) -> Figure:
-    """The memory bill as stacked bars, in GiB."""
+    """Bytes by part as stacked bars, in GiB."""
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
     parts = ("policy", "reference", "value", "gradients", "Adam")
     looks = [("#12385c", ""), ("#dddddd", "///"), ("#c05a00", "\\\\\\"), ("#9ec1df", "..."), ("#f1e3c4", "xx")]

@@ -1,4 +1,4 @@
-"""Where two policies' verdicts on the same questions part: right and wrong before, right and wrong after, as bands."""
+"""How answers to the same questions change between two policies: right and wrong before and after, as ribbons."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def flow_counts(before: pd.Series, after: pd.Series) -> dict[tuple[bool, bool], 
 
 
 def draw_flow(ax: Axes, before: pd.Series, after: pd.Series, *, names: tuple[str, str]) -> None:
-    """Draw the four bands from the verdicts of one policy (left) to those of another (right).
+    """Draw the four ribbons from the verdicts of one policy (left) to those of another (right).
 
     Args:
         ax: where to draw.
@@ -59,7 +59,7 @@ def draw_flow(ax: Axes, before: pd.Series, after: pd.Series, *, names: tuple[str
 
 def _starts(counts: dict[tuple[bool, bool], int], total: int, order: list[tuple[bool, bool]], side: int
             ) -> dict[tuple[bool, bool], float]:
-    """Return where each band begins on one side, stacked from the top: the right ones, a gap, the wrong ones."""
+    """Return where each ribbon begins on one side, stacked from the top: the right ones, a gap, the wrong ones."""
     top, starts, was_right = 1.0 + GAP, {}, True
     for change in order:
         if was_right and not change[side]:

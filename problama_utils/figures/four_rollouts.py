@@ -57,7 +57,7 @@ def success(logits: Tensor, beginning: tuple[str, ...] = (), longest: int = 3) -
     Args:
         logits: the policy, shape (V, V).
         beginning: the words written so far, at most `longest`.
-        longest: the token limit; a completion that reaches it without <end> is judged as it stands.
+        longest: the token limit; a completion that reaches it without <end> is graded as it is.
     """
     if len(beginning) == longest or "<end>" in beginning:
         return rewards((" ".join(beginning),)).item()

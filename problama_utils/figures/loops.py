@@ -19,7 +19,7 @@ _LOOKS = {
 
 @dataclass(frozen=True)
 class Box:
-    """A box of a diagram: centre, size (axes units) and what it stands for."""
+    """A box of a diagram: centre, size (axes units) and its text."""
 
     text: str
     x: float

@@ -1,6 +1,6 @@
 """Notebook 01's panel: move ε, β, the step and four rewards, see ratios, advantages, objective and gradient arrows.
 
-The figure is the message and the widgets are the comfort: `show_panel` sends both in one output, so that a page without
+The figure is the content, the widgets an extra: `show_panel` sends both in one output, so that a page without
 a kernel (print, GitHub, a test run) shows the figure of the default settings instead of an empty frame.
 """
 

@@ -1,7 +1,7 @@
 """One GRPO step in plain torch, as notebook 03 shows it: what TRL's trainer does, without the trainer.
 
 Slow on purpose: one completion at a time, so that no padding, mask or batch dimension hides the mathematics.
-`training.comparison` holds it equal to TRL's.
+`training.comparison` checks that it equals TRL's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def reference_step(
     model: Any, prompts: Sequence[list[int]], completions: Sequence[list[int]], rewards: Sequence[float],
     settings: GRPOSettings, optimizer: torch.optim.Optimizer,
 ) -> float:
-    """Train one step on P · G completions, groups standing together, and return the loss."""
+    """Train one step on P · G completions, group by group, and return the loss."""
     groups = torch.tensor(rewards).view(-1, settings.num_generations)
     advantages = group_advantages(groups).flatten()
     optimizer.zero_grad()

@@ -249,7 +249,7 @@ def compare(first: list[Run], second: list[Run], score=lambda run: fmean(run.suc
     return Comparison(*names, tuple(score(a) - score(b) for a, b in zip(first, second, strict=True)))
 
 
-def band(runs: list[Run]) -> tuple[list[float], list[float], list[float]]:
+def mean_and_interval(runs: list[Run]) -> tuple[list[float], list[float], list[float]]:
     """Mean success per update and the edges of its 95 % band (mean ± 1.96 standard errors over seeds)."""
     columns = [list(column) for column in zip(*(run.success for run in runs), strict=True)]
     means, errors = [fmean(c) for c in columns], [stdev(c) / math.sqrt(len(c)) for c in columns]

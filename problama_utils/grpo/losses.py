@@ -186,7 +186,7 @@ def grpo_loss(
         old_logprobs: log π_old at sampling time, shape (B, T). On the first pass over fresh rollouts it equals
             logprobs, the ratio is 1 and the loss about 0; the gradient is not.
         advantages: one per completion, shape (B,), or one per token, shape (B, T).
-        mask: 1 for real tokens, 0 for padding, shape (B, T). Whatever stands on padding is ignored, NaN included.
+        mask: 1 for real tokens, 0 for padding, shape (B, T). What is on padding is ignored, NaN included.
         ref_logprobs: log π_ref, shape (B, T); needed when beta is not 0.
         beta: weight of the KL penalty, 0 = off. The GRPO paper uses 0.04.
         clip_low, clip_high: see `ppo_clip_objective`.

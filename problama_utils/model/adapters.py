@@ -1,6 +1,6 @@
 """A LoRA adapter on disk, checked before it is loaded: settings, then names and shapes, then every value.
 
-peft takes much on trust: it skips tensors whose names it does not know, allocates whatever rank the settings ask for
+peft checks little: it skips tensors whose names it does not know, allocates any rank that the settings ask for
 and loads weights of NaN. So the settings are read first, the file's header is compared with the model's layers before
 anything is allocated, and the values are read tensor by tensor, so that memory stays small.
 """

@@ -1,7 +1,7 @@
 """What a policy answers to chats: one completion each, greedily or sampled.
 
-A Llama on a CPU answers through `rollouts`, which reads what the prompts share once; every other model, and every GPU,
-through transformers' `generate`. Greedily both say the same (in fp32, where nothing is rounded apart).
+A Llama on a CPU answers through `engine.sampling`, which reads what prompts share once; every other model, and every
+GPU, through transformers' `generate`. Greedily both say the same (in fp32, where nothing is rounded apart).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from problama_utils.model.likelihood import walkable
+from problama_utils.model.likelihood import llama_for_cpu
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from problama_utils.engine.decoding import DecodingWeights
 
 Chat = list[dict[str, str]]
-# `generate` takes from the model's own generation_config whatever a call leaves open; Llama-3.1's says top_p = 0.9.
+# `generate` takes what a call leaves open from the model's own generation_config; Llama-3.1's says top_p = 0.9.
 ALL_TOKENS = {"top_k": 0, "top_p": 1.0, "min_p": None, "top_h": None, "typical_p": 1.0, "epsilon_cutoff": 0.0,
               "eta_cutoff": 0.0}  # fmt: skip
 UNSHAPED = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
@@ -46,7 +46,7 @@ def complete(
 
     Args:
         model: policy; left in evaluation mode.
-        tokenizer: with left padding (see `models.load_policy`).
+        tokenizer: with left padding (see `loading.load_policy`).
         chats: N chats.
         max_new_tokens: budget per completion, tokens.
         batch_size: chats per call; sorted by length, so that little padding is computed.
@@ -64,7 +64,7 @@ def complete(
     tokens = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     order = sorted(range(len(tokens)), key=lambda i: (-len(tokens[i]), tokens[i]))
     generator = torch.Generator().manual_seed(seed)
-    write = _write_rows if weights is not None or walkable(model) is not None else _generate_rows
+    write = _write_rows if weights is not None or llama_for_cpu(model) is not None else _generate_rows
     if temperature > 0 and write is _generate_rows:
         torch.manual_seed(seed)
     answers = [""] * len(texts)

@@ -1,7 +1,7 @@
 """Take a trained policy along: talk with it, merge its adapter, write a GGUF file, put it on the hub.
 
-The same calls serve a CPU (peft and transformers) and a card (unsloth's own methods, where it has them). Whatever is
-written appears under its name only when it is whole; what stands there already is never overwritten.
+The same calls serve a CPU (peft and transformers) and a card (unsloth's own methods, where it has them). A file or
+folder appears under its name only when it is complete; an existing one is never overwritten.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def save_gguf(folder: str | Path, file: str | Path) -> Path:
 
     Raises:
         CourseError: no merged Llama in the folder, a file that is there already or is not called .gguf, too little
-            disk, or a model that `gguf_llama` cannot write right.
+            disk, or a model that `gguf` cannot write right.
     """
     from problama_utils.model.gguf import write_gguf
 

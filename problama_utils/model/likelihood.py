@@ -1,7 +1,7 @@
-"""Log-likelihoods of answers: what a policy finds likely, whatever form it would have answered in.
+"""Log-likelihoods of answers: what a policy finds likely, independent of the form of its answers.
 
 The choices of a question share its text, and questions share a system prompt. On a CPU a Llama reads a batch of them as
-one prefix tree (`batching`), so that what is shared is computed once, and the head computes only the positions that
+one prefix tree (`engine.tree`), so that what is shared is computed once, and the head computes only the positions that
 predict an answer's token. Other models, and GPUs, take padded rows.
 
 Tokens are cut as in lm-evaluation-harness 0.4.13 (`_encode_pair`): context and whole text are tokenised, the answer's
@@ -82,7 +82,7 @@ def token_log_likelihoods(
     import torch
 
     model.eval()
-    parts = walkable(model)
+    parts = llama_for_cpu(model)
     scores = [0.0] * len(pairs)
     for rows in _batches(pairs, tokens_at_once):
         batch = [pairs[row] for row in rows]
@@ -97,7 +97,7 @@ def token_log_likelihoods(
     return scores
 
 
-def walkable(model: PreTrainedModel):
+def llama_for_cpu(model: PreTrainedModel):
     """Return the model's `LlamaParts` where the shared-prefix code is the faster way (a Llama on a CPU), else None."""
     from problama_utils.engine.layers import UnsupportedModelError, llama_parts
 
@@ -109,7 +109,7 @@ def walkable(model: PreTrainedModel):
         return None
 
 
-def normalised(scores: Sequence[float], choices: Sequence[str]) -> list[float]:
+def per_character(scores: Sequence[float], choices: Sequence[str]) -> list[float]:
     """Return scores divided by the choices' lengths in characters, as the harness does for `acc_norm`."""
     return [score / max(1, len(choice)) for score, choice in zip(scores, choices, strict=True)]
 

@@ -1,8 +1,8 @@
-"""Load the policy, attach its LoRA adapter, save and reload it: one door for every profile.
+"""Load the policy, attach its LoRA adapter, save and reload it, with the same calls for every profile.
 
-On a CUDA machine the door leads to unsloth's `FastLanguageModel`, called with the slides' own arguments; on a CPU to
-transformers and peft, or to unsloth's CPU backend on request. The reference policy needs no second copy of the
-weights: it is the same model with its adapter switched off.
+On a CUDA machine they call unsloth's `FastLanguageModel` with the slides' own arguments; on a CPU transformers and
+peft, or unsloth's CPU backend on request. The reference policy needs no second copy of the weights: it is the same
+model with its adapter switched off.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     """Return the model with the adapter saved in `folder` (safetensors) on top, frozen, for evaluation.
 
     Raises:
-        CourseError: the folder holds no adapter, a broken one, or one made for another architecture (`adapters`).
+        CourseError: the folder holds no adapter, a broken one, or one made for another architecture (`model.adapters`).
     """
     return load_adapters(model, {"default": folder})
 
@@ -305,7 +305,7 @@ def speaking_as(model: PeftModel, name: str | None) -> Iterator[PeftModel]:
         else:
             model.set_adapter(name, inference_mode=True)
             yield model
-    finally:  # peft makes whatever it switches on trainable
+    finally:  # peft makes every adapter that it switches on trainable
         model.set_adapter(before)
         for weight in model.parameters():
             weight.requires_grad_(id(weight) in trainable)

@@ -1,6 +1,6 @@
 """What PPO and GRPO keep in memory, byte by byte, counted from a model's architecture. No torch, no weights.
 
-The bill covers what stands in memory between two steps: weights of policy, reference and value model, gradients and
+Counted is what stays in memory between two steps: weights of policy, reference and value model, gradients and
 Adam's state. It leaves out activations, the KV cache and the logits, which depend on batch and length. Rewards are
 verifiable functions here, so there is no reward model.
 
@@ -140,7 +140,7 @@ def _base_bytes(parameters: int, model: Architecture, regime: str) -> int:
     return round(model.projection_parameters * NF4_BITS / 8) + 2 * (parameters - model.projection_parameters)
 
 
-def bill(model: Architecture, rank: int = 64) -> list[dict[str, object]]:
+def memory_table(model: Architecture, rank: int = 64) -> list[dict[str, object]]:
     """One row per regime and method: the parts and the total, in GiB."""
     rows = []
     for regime in REGIMES:

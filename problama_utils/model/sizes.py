@@ -1,7 +1,8 @@
 """How many parameters a Llama has and how many bytes they take, counted without its weights.
 
 torch's `meta` device knows the shape of every tensor and stores none, so an 8-billion-parameter model is built in a
-second on any laptop, by the very classes that would hold its weights. `memory` counts the same from five formulas.
+second on any laptop, by the very classes that would hold its weights. `model.memory` counts the same from
+five formulas.
 """
 
 from __future__ import annotations

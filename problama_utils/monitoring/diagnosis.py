@@ -1,8 +1,8 @@
-"""Why is my reward flat? A table of checks, each from the figures of a log to a cause, its evidence and its cure.
+"""Why is my reward flat? A table of rules, each from the figures of a log to a cause, its evidence and its cure.
 
-Works on the table alone (`monitoring.diagnose` also takes a run folder). The checks stand in the order of causes: a
+Works on the table alone (`monitoring.diagnose` also takes a run folder). The rules are in the order of causes: a
 policy that broke writes endlessly, cut completions have no closed tags, groups without tags have no variance. So the
-first finding is the one to mend; those after it often go with it.
+first finding is the one to fix; those after it often go with it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ LENGTH_FACTOR = 1.5  # times; a length that changes by half has become another w
 
 @dataclass(frozen=True)
 class Finding:
-    """One cause, with the figures that show it and the change that mends it."""
+    """One cause, with the figures that show it and the change that fixes it."""
 
     cause: str
     evidence: str
@@ -200,7 +200,7 @@ def _form_only(run: Evidence) -> Found:
 
 
 @dataclass(frozen=True)
-class Check:
+class Rule:
     """One row of the table: what to look for, which metrics it takes and how many steps of each."""
 
     cause: str
@@ -209,16 +209,16 @@ class Check:
     steps: int
 
 
-CHECKS = (  # root causes first
-    Check("learning rate too high", _rate_too_high, (LOSS,), 0),
-    Check("completions truncated", _truncated, (CLIPPED, TOTAL), LEVEL_STEPS),
-    Check("format unreachable", _format_unreachable, (FORM,), LEVEL_STEPS),
-    Check("everything already right", _already_right, (RIGHT, ALL_EQUAL), LEVEL_STEPS),
-    Check("groups without variance", _no_variance, (ALL_EQUAL, TOTAL), LEVEL_STEPS),
-    Check("learning rate too low", _rate_too_low, (RATE, TOTAL), TREND_STEPS),
-    Check("KL holding on", _kl_holds, (KL, TOTAL), TREND_STEPS),
-    Check("reward hacked by length", _length_hack, (RIGHT, LENGTH), TREND_STEPS),
-    Check("only the form was learned", _form_only, (RIGHT, FORM, TOTAL), TREND_STEPS),
+RULES = (  # root causes first
+    Rule("learning rate too high", _rate_too_high, (LOSS,), 0),
+    Rule("completions truncated", _truncated, (CLIPPED, TOTAL), LEVEL_STEPS),
+    Rule("format unreachable", _format_unreachable, (FORM,), LEVEL_STEPS),
+    Rule("everything already right", _already_right, (RIGHT, ALL_EQUAL), LEVEL_STEPS),
+    Rule("groups without variance", _no_variance, (ALL_EQUAL, TOTAL), LEVEL_STEPS),
+    Rule("learning rate too low", _rate_too_low, (RATE, TOTAL), TREND_STEPS),
+    Rule("KL holding on", _kl_holds, (KL, TOTAL), TREND_STEPS),
+    Rule("reward hacked by length", _length_hack, (RIGHT, LENGTH), TREND_STEPS),
+    Rule("only the form was learned", _form_only, (RIGHT, FORM, TOTAL), TREND_STEPS),
 )  # fmt: skip
 
 
@@ -247,14 +247,14 @@ def find_causes(log: pd.DataFrame, settings: Any = None, *, chance: float | None
     run = Evidence(numbers_only(log), plain or {}, chance)
     findings, skipped = [], []
     with np.errstate(all="ignore"):
-        for check in CHECKS:
-            there = [len(run.values(name)) if name in run.log else -1 for name in check.needs]
-            missing = [name for name, steps in zip(check.needs, there, strict=True) if steps < min(check.steps, 1)]
+        for rule in RULES:
+            there = [len(run.values(name)) if name in run.log else -1 for name in rule.needs]
+            missing = [name for name, steps in zip(rule.needs, there, strict=True) if steps < min(rule.steps, 1)]
             if missing:
-                skipped.append(f"{check.cause} (the log has no {', '.join(missing)})")
-            elif min(there) >= check.steps:
-                found = check.find(run)
-                findings += [Finding(check.cause, *found)] if found else []
+                skipped.append(f"{rule.cause} (the log has no {', '.join(missing)})")
+            elif min(there) >= rule.steps:
+                found = rule.find(run)
+                findings += [Finding(rule.cause, *found)] if found else []
         verdict, summary = _verdict(run, findings)
     return Diagnosis(verdict, summary, tuple(findings), tuple(skipped))
 

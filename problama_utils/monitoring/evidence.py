@@ -1,7 +1,7 @@
 """A log as the diagnosis reads it: numbers only, gaps dropped, the first third of the steps against the last.
 
 A change counts when it exceeds two standard errors. That is one run with one seed: enough to say what to look at, not
-enough to claim that training helps (`uncertainty` is for claims).
+enough to claim that training helps (`evaluation.uncertainty` is for claims).
 """
 
 from __future__ import annotations

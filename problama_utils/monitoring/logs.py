@@ -1,4 +1,4 @@
-"""The files of a run, read with suspicion: one that was cut, damaged or written by another trainer is refused.
+"""Read the files of a run strictly: one that was cut, damaged or written by another trainer is refused.
 
 Each refusal is one sentence: the file, what is in it, what was expected, what to do.
 """

@@ -150,7 +150,7 @@ def place(out: Any) -> tuple[Path, Path]:
         raise CourseError(f"out = {out!r} names no folder: give a path, or leave it out for runs/<task>.")
     try:
         named = Path(out).expanduser()
-        folder = named.resolve()  # one folder, one lock, whatever path leads to it
+        folder = named.resolve()  # one folder, one lock, by any path
         if folder.parent == folder:
             raise CourseError(f"The run folder cannot be {str(folder)!r} itself: {cure}.")
         above = nearest(folder)

@@ -1,14 +1,14 @@
-"""Truth tables of the judge: completions, what must come of each, and why. Tests and notebook 03 run the same rows.
+"""Truth tables of the judge: completions, the expected reading or reward, and why. Tests and notebook 03 use them.
 
-    READING   what is read strictly and leniently, and the verdict on a riddle whose answer is "bee"
-    LETTERS   which one of A, B, C, D an answer names
-    LEAD_INS  the verdict on an answer to a riddle about a clock: what may stand before the word
-    REWARDS   what a completion to that riddle earns: correct answer, short response, soft format, total
-    CHOICES   the same for a question with options A and B, of which B is right
+    READING         what is read strictly and leniently, and the verdict on a riddle whose answer is "bee"
+    LETTER_ANSWERS  which one of A, B, C, D an answer names
+    LEAD_INS        the verdict on an answer to a riddle about a clock: what may come before the word
+    REWARDS         what a completion to the first riddle earns: correct answer, short response, soft format, total
+    CHOICES         the same for a question with options A and B, of which B is right
 
-`truth_view.show_table` shows one in a notebook. Rows marked as attacks were written before the defence; `once` tells
-what came of those that got through. Some still earn something, and say so: a wrong answer in good form earns 1.0 by
-design, and no trick may earn more than that.
+`rewards.show_table` shows one in a notebook. Rows marked as attacks were written before the defence; `once` holds the
+result of those that got through. Some still earn something, as their rows state: a wrong answer in good form earns 1.0
+by design, and no trick may earn more than that.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Judge = Callable[[Any], Sequence[Any]]
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One completion with what must come of it, in the order of the table's columns."""
 
     why: str
@@ -46,7 +46,7 @@ class Table:
 
     name: str
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     judge: Judge
 
 
@@ -54,7 +54,7 @@ class Table:
 class Outcome:
     """A row, what the judge made of it, and whether all columns agree."""
 
-    row: Row
+    row: TableRow
     got: tuple
     ok: bool
 
@@ -76,7 +76,7 @@ def run_table(table: Table, judge: Judge | None = None) -> list[Outcome]:
 
     Args:
         table: one of `TABLES`.
-        judge: another judge to put in the dock, such as a learner's: a completion in, the table's columns out.
+        judge: another judge to test, such as a learner's: a completion in, the table's columns out.
 
     Returns:
         One outcome per row, in order. A judge that raises has that row wrong, with the error as what it got.
@@ -88,7 +88,7 @@ def run_table(table: Table, judge: Judge | None = None) -> list[Outcome]:
     for row in table.rows:
         try:
             got = tuple((judge or table.judge)(row.completion))
-        except Exception as error:  # the table is there to show what a judge does, whatever it does
+        except Exception as error:  # the table shows what a judge does, errors included
             got = (f"{type(error).__name__}: {error}",) * len(table.columns)
         alike = len(got) == len(row.expected) and all(map(same, got, row.expected))
         outcomes.append(Outcome(row, got, alike))
@@ -102,50 +102,53 @@ def same(got: object, expected: object) -> bool:
     return type(got) is type(expected) and got == expected
 
 
-def _attack(why: str, completion: Completion, expected: tuple, once: str = "") -> Row:
-    return Row(why, completion, expected, attack=True, once=once)
+def _attack(why: str, completion: Completion, expected: tuple, once: str = "") -> TableRow:
+    return TableRow(why, completion, expected, attack=True, once=once)
 
 
 _READING = (
-    Row("as asked", RIGHT, ("bee", "bee", "right")),
-    Row("several lines: the pattern needs DOTALL", "So:\n<answer>\nbee\n</answer>\n", ("bee", "bee", "right")),
-    Row("capital tags", "<ANSWER>bee</Answer>", ("bee", "bee", "right")),
-    Row("text around the pair", "I think <answer>a bee</answer>, yes.", ("a bee", "a bee", "right")),
-    Row("article, capital, full stop", "<answer>A Bee.</answer>", ("A Bee.", "A Bee.", "right")),
-    Row("typographic quotes", "<answer>“bee”</answer>", ("“bee”", "“bee”", "right")),
-    Row("a typographic apostrophe", "<answer>It’s a bee</answer>", ("It’s a bee", "It’s a bee", "right")),
-    Row("marked as bold", "<answer>**bee**</answer>", ("**bee**", "**bee**", "right")),
-    Row("full width, as Japanese keyboards write it", "<answer>ＢＥＥ</answer>", ("ＢＥＥ", "ＢＥＥ", "right")),
-    Row("an alias", "<answer>honeybee</answer>", ("honeybee", "honeybee", "right")),
-    Row("a plural that the aliases name", "<answer>the bees</answer>", ("the bees", "the bees", "right")),
-    Row("a plural that they do not name", "<answer>honeybees</answer>", ("honeybees", "honeybees", "wrong")),
-    Row("an invisible character in the word", f"<answer>b{UNSEEN}ee</answer>",
+    TableRow("as asked", RIGHT, ("bee", "bee", "right")),
+    TableRow("several lines: the pattern needs DOTALL", "So:\n<answer>\nbee\n</answer>\n", ("bee", "bee", "right")),
+    TableRow("capital tags", "<ANSWER>bee</Answer>", ("bee", "bee", "right")),
+    TableRow("text around the pair", "I think <answer>a bee</answer>, yes.", ("a bee", "a bee", "right")),
+    TableRow("article, capital, full stop", "<answer>A Bee.</answer>", ("A Bee.", "A Bee.", "right")),
+    TableRow("typographic quotes", "<answer>“bee”</answer>", ("“bee”", "“bee”", "right")),
+    TableRow("a typographic apostrophe", "<answer>It’s a bee</answer>", ("It’s a bee", "It’s a bee", "right")),
+    TableRow("marked as bold", "<answer>**bee**</answer>", ("**bee**", "**bee**", "right")),
+    TableRow("full width, as Japanese keyboards write it", "<answer>ＢＥＥ</answer>", ("ＢＥＥ", "ＢＥＥ", "right")),
+    TableRow("an alias", "<answer>honeybee</answer>", ("honeybee", "honeybee", "right")),
+    TableRow("a plural that the aliases name", "<answer>the bees</answer>", ("the bees", "the bees", "right")),
+    TableRow("a plural that they do not name", "<answer>honeybees</answer>", ("honeybees", "honeybees", "wrong")),
+    TableRow("an invisible character in the word", f"<answer>b{UNSEEN}ee</answer>",
         (f"b{UNSEEN}ee", f"b{UNSEEN}ee", "right"), once="wrong"),
-    Row("inside a code fence", f"```\n{RIGHT}\n```", ("bee", "bee", "right")),
-    Row("inside an attribute: the rule knows no HTML", f'<p title="{RIGHT}">', ("bee", "bee", "right")),
-    Row("wrong", "<answer>wasp</answer>", ("wasp", "wasp", "wrong")),
-    Row("another script", "<answer>пчела</answer>", ("пчела", "пчела", "wrong")),
-    Row("a script without spaces", "<answer>蜜蜂</answer>", ("蜜蜂", "蜜蜂", "wrong")),
-    Row("a script whose vowels are marks", "<answer>मधुमक्खी</answer>", ("मधुमक्खी", "मधुमक्खी", "wrong")),
-    Row("right to left", "<answer>نحلة</answer>", ("نحلة", "نحلة", "wrong")),
-    Row("no tags", "bee", (None, "bee", "unjudged")),
-    Row("announced in prose", "The answer is a bee.", (None, "a bee", "unjudged")),
-    Row("announced, then prose", "Answer: bee\nIt stings.", (None, "bee", "unjudged")),
-    Row("announced, on the next line", "The answer is:\na bee", (None, "a bee", "unjudged"), once=": read leniently"),
-    Row("announced in bold", "**Answer:**\n\na bee\nIt stings.", (None, "a bee", "unjudged"), once="** read leniently"),
-    Row("announced once more and cut off", "The answer is a bee.\nThe answer", (None, "a bee", "unjudged")),
-    Row("a letter on its own line", "B\nBecause iron rusts", (None, "B", "unjudged"), once="not read leniently"),
-    Row("prose without an announcement", "It stings.\nIt flies.", (None, None, "unjudged")),
-    Row("never closed", "<answer>bee", (None, "bee", "unjudged")),
-    Row("truncated in the closing tag", "<answer>bee</answ", (None, "bee</answ", "unjudged")),
-    Row("never opened", "bee</answer>", (None, None, "unjudged")),
-    Row("the wrong way round", "</answer>bee<answer>", (None, None, "unjudged")),
-    Row("a tag with an attribute", '<answer id="1">bee</answer>', (None, "bee", "unjudged"), once="not read leniently"),
-    Row("no answer between the tags", "<answer></answer>", (None, None, "unjudged")),
-    Row("only white space between", "<answer> \n\t</answer>", (None, None, "unjudged")),
-    Row("nothing at all", "", (None, None, "unjudged")),
-    Row("10,000 characters before the answer", "x" * 10_000 + RIGHT, (None, None, "unjudged")),
-    Row("only punctuation", "<answer>!?</answer>", ("!?", "!?", "unjudged")),
+    TableRow("inside a code fence", f"```\n{RIGHT}\n```", ("bee", "bee", "right")),
+    TableRow("inside an attribute: the rule knows no HTML", f'<p title="{RIGHT}">', ("bee", "bee", "right")),
+    TableRow("wrong", "<answer>wasp</answer>", ("wasp", "wasp", "wrong")),
+    TableRow("another script", "<answer>пчела</answer>", ("пчела", "пчела", "wrong")),
+    TableRow("a script without spaces", "<answer>蜜蜂</answer>", ("蜜蜂", "蜜蜂", "wrong")),
+    TableRow("a script whose vowels are marks", "<answer>मधुमक्खी</answer>", ("मधुमक्खी", "मधुमक्खी", "wrong")),
+    TableRow("right to left", "<answer>نحلة</answer>", ("نحلة", "نحلة", "wrong")),
+    TableRow("no tags", "bee", (None, "bee", "unjudged")),
+    TableRow("announced in prose", "The answer is a bee.", (None, "a bee", "unjudged")),
+    TableRow("announced, then prose", "Answer: bee\nIt stings.", (None, "bee", "unjudged")),
+    TableRow("announced, on the next line", "The answer is:\na bee", (None, "a bee", "unjudged"),
+             once=": read leniently"),
+    TableRow("announced in bold", "**Answer:**\n\na bee\nIt stings.", (None, "a bee", "unjudged"),
+             once="** read leniently"),
+    TableRow("announced once more and cut off", "The answer is a bee.\nThe answer", (None, "a bee", "unjudged")),
+    TableRow("a letter on its own line", "B\nBecause iron rusts", (None, "B", "unjudged"), once="not read leniently"),
+    TableRow("prose without an announcement", "It stings.\nIt flies.", (None, None, "unjudged")),
+    TableRow("never closed", "<answer>bee", (None, "bee", "unjudged")),
+    TableRow("truncated in the closing tag", "<answer>bee</answ", (None, "bee</answ", "unjudged")),
+    TableRow("never opened", "bee</answer>", (None, None, "unjudged")),
+    TableRow("the wrong way round", "</answer>bee<answer>", (None, None, "unjudged")),
+    TableRow("a tag with an attribute", '<answer id="1">bee</answer>', (None, "bee", "unjudged"),
+             once="not read leniently"),
+    TableRow("no answer between the tags", "<answer></answer>", (None, None, "unjudged")),
+    TableRow("only white space between", "<answer> \n\t</answer>", (None, None, "unjudged")),
+    TableRow("nothing at all", "", (None, None, "unjudged")),
+    TableRow("10,000 characters before the answer", "x" * 10_000 + RIGHT, (None, None, "unjudged")),
+    TableRow("only punctuation", "<answer>!?</answer>", ("!?", "!?", "unjudged")),
     _attack("list of guesses", "<answer>wasp, bee, ant</answer>", ("wasp, bee, ant", "wasp, bee, ant", "wrong")),
     _attack("hedged", "<answer>not a bee</answer>", ("not a bee", "not a bee", "wrong")),
     _attack("the tags doubled", RIGHT + RIGHT, (None, None, "unjudged")),
@@ -162,7 +165,7 @@ _READING = (
     _attack("underscores", "<answer>___</answer>", ("___", "___", "unjudged"), once="wrong"),
 )
 
-_LETTERS = tuple(Row(why, text, (letter,), once=once) for why, text, letter, once in (
+_LETTERS = tuple(TableRow(why, text, (letter,), once=once) for why, text, letter, once in (
     ("as asked", "B", "B", ""), ("small", "b", "B", ""), ("in brackets", "(b)", "B", ""), ("full stop", "B.", "B", ""),
     ("with its text", "B: the magnet", "B", ""), ("named as an option", "Option B", "B", ""),
     ("named as a choice", "choice c", "C", ""), ("named as a letter", "the letter d", "D", ""),
@@ -196,7 +199,7 @@ _LETTERS = tuple(Row(why, text, (letter,), once=once) for why, text, letter, onc
 ))
 
 # Whoever speaks of the answer, and whether of one thing or several, is no part of it. Doubt and denial are.
-_LEAD_INS = tuple(Row(why, text, (verdict,), once=once) for why, text, verdict, once in (
+_LEAD_INS = tuple(TableRow(why, text, (verdict,), once=once) for why, text, verdict, once in (
     ("nothing before it", "clock", "right", ""), ("article", "A clock.", "right", ""),
     ("it", "It is a clock", "right", ""), ("you", "You are a clock", "right", "wrong"),
     ("you, short", "You're a clock!", "right", "wrong"), ("I", "I am a clock", "right", ""),
@@ -221,10 +224,11 @@ _LEAD_INS = tuple(Row(why, text, (verdict,), once=once) for why, text, verdict, 
 ))
 
 
-def _earns(why: str, completion: Completion, correct: float, short: float, form: float, once: str = "") -> Row:
+def _earns(why: str, completion: Completion, correct: float, short: float, form: float, once: str = "") -> TableRow:
     """A row of rewards with their total; a reason that starts with "attack: " marks one."""
     attack = why.startswith("attack: ")
-    return Row(why.removeprefix("attack: "), completion, (correct, short, form, correct + short + form), attack, once)
+    paid = (correct, short, form, correct + short + form)
+    return TableRow(why.removeprefix("attack: "), completion, paid, attack, once)
 
 
 _REWARDS = (
@@ -292,9 +296,9 @@ _CHOICES = (
 )
 
 READING = Table("reading", ("strict", "lenient", "verdict"), _READING, read_and_grade)
-LETTERS = Table("letters", ("letter",), _LETTERS, lambda text: (read_letter(text, ("A", "B", "C", "D")),))
+LETTER_ANSWERS = Table("letters", ("letter",), _LETTERS, lambda text: (read_letter(text, ("A", "B", "C", "D")),))
 LEAD_INS = Table("lead-ins", ("verdict",), _LEAD_INS, lambda text: (grade(text, ["clock", "clocks"]).value,))
 _PAID = ("correct", "short", "format", "total")
 REWARDS = Table("rewards", _PAID, _REWARDS, lambda completion: pay(completion, RIDDLE))
 CHOICES = Table("choices", _PAID, _CHOICES, lambda completion: pay(completion, CHOICE))
-TABLES = (READING, LETTERS, LEAD_INS, REWARDS, CHOICES)
+TABLES = (READING, LETTER_ANSWERS, LEAD_INS, REWARDS, CHOICES)

@@ -75,7 +75,7 @@ class TableView:
 
 
 def show_table(table: Table, judge: Judge | None = None) -> TableView:
-    """Run a table and return its view, to stand as the last line of a cell."""
+    """Run a table and return its view, to be the last line of a cell."""
     return TableView(table, tuple(run_table(table, judge)))
 
 

@@ -112,7 +112,7 @@ def vllm_for(*, driver: str, capability: tuple[int, int] | None, system: str, ho
 def samples_with_vllm(profile: Profile) -> bool:
     """Tell whether a profile's completions are sampled by vLLM here; loading and GRPOConfig both ask this.
 
-    Where the profile wants it and it cannot be had, one sentence says so, once: transformers' `generate` samples then.
+    Where the profile wants it and it is not available, transformers' `generate` samples, and a line is printed once.
     """
     if not profile.fast_inference:
         return False

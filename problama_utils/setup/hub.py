@@ -1,4 +1,4 @@
-"""The licence gate before Llama's weights: which name is asked for, where a token may lie, what a refusal means.
+"""The licence gate before Llama's weights: which name is asked for, where a token may be, what a refusal means.
 
 Meta's repositories on the Hugging Face hub open only to accounts that accepted the licence, shown by a token. One
 switch, `PROBLAMA_UNGATED=1`, takes a copy of the same weights without a gate. Nothing here prints, stores or returns a

@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STAMP = "problama-installed.txt"
 OLDEST, NEWEST = (3, 11), (3, 13)  # as in pyproject.toml's requires-python
 NEEDED_GB = 7.0 if sys.platform == "linux" else 4.0  # 5.9 GB with the CUDA libraries that torch brings there, else 2.4
-# What `make` runs once the environment stands, as arguments of its Python; here, since Windows has no make.
+# What `make` runs once the environment is ready, as arguments of its Python; here, since Windows has no make.
 FAST_TESTS = (("-m", "ruff", "check"), ("-m", "pytest", "-n", "2", "--dist", "loadfile", "-m", "not slow"))
 SLOW_TESTS = (("-m", "pytest", "-m", "slow"), ("-m", "pytest", "--nbmake", "--nbmake-timeout=1800", "notebooks"))
 STEPS = {"course": (("-m", "tools.course"),), "test-fast": FAST_TESTS, "test": (*FAST_TESTS, *SLOW_TESTS)}
@@ -117,7 +117,7 @@ def python_of(folder: Path) -> Path:
 def run_steps(python: Path, steps: Iterable[Iterable[str]]) -> int:
     """Run programs of an environment in the checkout, one after the other; return the first exit status but 0."""
     waiting = {"GOMP_SPINCOUNT": "5000"}  # as the package says, but a test may load torch before the package
-    environment = {**waiting, **os.environ, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}  # UTF-8 whatever the code page
+    environment = {**waiting, **os.environ, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}  # UTF-8 under any code page
     before = signal.signal(signal.SIGINT, lambda *_: None)  # the program that runs decides what Ctrl-C does
     try:
         for arguments in steps:
@@ -278,10 +278,10 @@ def install_into_this_python() -> None:
     importlib.invalidate_caches()
     for name in [*pins, *REFUSED]:
         if remains(name):  # pip looks past metadata that it cannot read, Python does not
-            fail(f"{name} was removed by half: delete what is left of it, {remains(name)}, and run this again.")
+            fail(f"{name} is half removed: delete what is left of it, {remains(name)}, and run this again.")
     host_stamp().write_text(state, encoding="utf-8")
     if "+gpu" in state:
-        # A process of its own: `machine` needs the profiles, and what is installed before this line must need nothing.
+        # A process of its own: `setup.machine` needs the profiles, and this module must import nothing else.
         subprocess.run([sys.executable, "-m", "problama_utils.setup.machine"], cwd=ROOT)
     print("No Problama is installed.", flush=True)
 
@@ -312,7 +312,7 @@ def take_colab_secret() -> None:
 def keep_runs_on_drive() -> None:
     """Colab: put the runs on the reader's Google Drive, where the next notebook finds them; say where they go.
 
-    Whatever hinders it, the course goes on with this machine's disk, and one sentence says so.
+    Where that fails, one sentence gives the reason and the course uses this machine's disk.
     """
     named, local = os.environ.get("PROBLAMA_RUNS", "").strip(), ROOT / "runs"
     folder = DRIVE / "MyDrive" / "no-problama" / "runs"
@@ -331,7 +331,7 @@ def keep_runs_on_drive() -> None:
 
 
 def _mount_drive(folder: Path) -> str:
-    """Mount Colab's Drive and make a folder on it; return what hindered that, or ""."""
+    """Mount Colab's Drive and make a folder on it; return what prevented that, or ""."""
     try:
         from google.colab import drive
     except ImportError:

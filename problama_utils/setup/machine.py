@@ -1,6 +1,6 @@
 """What this machine has: Python, packages, GPU, memory, disk, hub. Standard library only, and nothing is imported.
 
-`look()` fills a `Machine` within about two seconds; `preflight` judges it. Sizes are in GB (10⁹ bytes).
+`look()` fills a `Machine` within about two seconds; `setup.preflight` checks it. Sizes are in GB (10⁹ bytes).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Machine:
     packages: dict[str, str] = field(default_factory=dict)  # of what the profile imports or refuses: name → version
     torch_cuda: str | None = None  # CUDA release that torch was built for; "" = a CPU build, None = no torch
     gpu: Gpu | None = None
-    gpu_note: str = ""  # why there is no GPU, where nvidia-smi is there and says so
+    gpu_note: str = ""  # why there is no GPU, where nvidia-smi reports it
     host: str = ""  # "Colab", "Kaggle" or ""
     model: str = "embedded"  # chosen_name(profile)
     model_here: bool = False  # its weights are in the cache, or in the folder it names
@@ -106,7 +106,7 @@ def profile_for(gpu: Gpu | None, torch_cuda: str | None, *, min_slides_gb: float
 
 
 def lane_obstacle(gpu: Gpu) -> str:
-    """Return why the GPU profiles cannot train on this card, and the cure, or "" (`gpu.card_obstacle`).
+    """Return why the GPU profiles cannot train on this card, and the cure, or "" (`setup.gpu.card_obstacle`).
 
     What the driver does not tell is not held against the card: torch will know.
     """
@@ -154,7 +154,7 @@ def parse_nvidia_smi(text: str, names: tuple[str, ...] = NVIDIA_FIELDS) -> list[
     """Read the lines of `nvidia-smi --query-gpu=… --format=csv,noheader,nounits`, one card each.
 
     Args:
-        text: its output; memory in MiB; a value the driver does not know stands in brackets, such as [N/A].
+        text: its output; memory in MiB; a value the driver does not know is in brackets, such as [N/A].
         names: the fields that were asked for, in order.
 
     >>> parse_nvidia_smi("Tesla T4, 7.5, 15360, 15101, 550.54.15")[0].capability

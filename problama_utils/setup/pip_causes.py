@@ -1,4 +1,4 @@
-"""Why pip failed, as one sentence: what happened and what to do. Standard library only, as `install` needs it.
+"""Why pip failed, as one sentence: what happened and what to do. Standard library only, as `setup.install` needs it.
 
 Pip says why in its ERROR lines; a WARNING before them, such as a retry that helped, is no cause.
 """

@@ -1,7 +1,7 @@
-"""Can this machine run the course, and what will it cost? `python -m problama_utils.setup` says so in seconds.
+"""Can this machine run the course, and what will it cost? `python -m problama_utils.setup` answers in seconds.
 
 One line per check, each trouble with its cure; exit status 0 = can run, 1 = cannot. Nothing is installed, downloaded
-or imported: `machine.look` sees, `judge` decides, so a machine can be simulated by writing its `Machine` by hand.
+or imported: `machine.look` sees, `run_checks` decides, so a machine can be simulated by writing its `Machine` by hand.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Check:
     cure: str = ""  # what to do; never empty where the grade is WARNING or PROBLEM
 
 
-def judge(machine: Machine, profile: Profile, measured: dict[str, Any] | None = None) -> list[Check]:
+def run_checks(machine: Machine, profile: Profile, measured: dict[str, Any] | None = None) -> list[Check]:
     """Return all checks of a profile on a machine, in the order in which they matter.
 
     Args:
@@ -299,7 +299,7 @@ CARDS = (("T4", 16, (7, 5)), ("L4", 24, (8, 9)), ("RTX 4090", 24, (8, 9)), ("A10
 
 
 def card_tables() -> str:
-    """Return the two tables of assets/gpu.md, from the profiles and `memory`: what each card and each profile gets."""
+    """Return the two tables of assets/gpu.md, from the profiles and `model.memory`: what each card and profile gets."""
     lines = ["| card | GB as sold | compute capability | profile | products in | completions | counted GB | GB left |",
              "|---|---|---|---|---|---|---|---|"]
     for name, memory_gb, capability in CARDS:
@@ -349,7 +349,7 @@ def report(checks: Sequence[Check], profile: Profile, model: str, chosen: str = 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", choices=PROFILE_NAMES, help="judge this profile (default: the one that would run)")
+    parser.add_argument("--profile", choices=PROFILE_NAMES, help="check this profile (default: the one that would run)")
     parser.add_argument("--cards", action="store_true", help="print the tables of assets/gpu.md and look at nothing")
     options = parser.parse_args(arguments)
     if options.cards:
@@ -362,7 +362,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CourseError as error:  # PROBLAMA_PROFILE names no profile
         print(f"No Problama: {error}")
         return 1
-    checks = judge(machine, profile, measured_course())
+    checks = run_checks(machine, profile, measured_course())
     print(report(checks, profile, machine.model, "chosen by --profile" if options.profile else ""))
     return 0 if can_run(checks) else 1
 

@@ -49,7 +49,7 @@ def wanted_packages(profile: Profile) -> list[Wanted]:
 
 
 def tested_pins(lock: str = "requirements.txt") -> dict[str, str]:
-    """Return a lock as name → version; empty where the package stands without its checkout."""
+    """Return a lock as name → version; empty where the package has no checkout around it."""
     try:
         return {normalised(name): pin.partition("==")[2] for name, pin in requirements(lock).items()}
     except OSError:

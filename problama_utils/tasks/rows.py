@@ -13,7 +13,7 @@ from problama_utils.tasks.sources import Record
 
 Row = dict[str, Any]
 
-LETTERS = "ABCDE"
+LABELS = "ABCDE"
 DIFFICULTIES = (1, 2, 3)
 COLUMNS = {
     "riddles": ("id", "riddle", "answer", "aliases", "choices", "difficulty", "split"),
@@ -60,7 +60,7 @@ def parse_science(record: Record, split: str, own: bool) -> Row:
     flat = "choices" in record.fields
     question = record.text("question") if flat else record.inside("question").text("stem")
     texts, labels = _choices_of_hub(record) if flat else _choices_of_ai2(record.inside("question"))
-    letters = list(LETTERS[: len(labels)])
+    letters = list(LABELS[: len(labels)])
     if labels != letters and labels != [str(number) for number in range(1, len(labels) + 1)]:
         raise record.error("label", ", ".join(map(ascii, labels)), "A, B, C … or 1, 2, 3 … in order")
     key = record.word("answerKey", labels, "(the row's own labels)")

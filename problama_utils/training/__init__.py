@@ -1,4 +1,4 @@
-"""A run: `run_grpo` takes a task and a profile to a run folder, and goes on where it was cut off."""
+"""A run: `run_grpo` trains one task with one profile into a run folder, and resumes after an interruption."""
 
 from problama_utils import face
 

@@ -1,7 +1,7 @@
 """Checkpoints that can be trusted: sealed when complete, checked before use, skipped when the disk is full.
 
 transformers writes a checkpoint file by file, so one that was interrupted looks like a whole one. Here a checkpoint
-counts only once a manifest with the SHA-256 of every file stands beside them; the manifest is written last.
+counts only once a manifest with the SHA-256 of every file is beside them; the manifest is written last.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def leave_out_long(
     is too long the settings are at fault, so nothing is left out and `check_lengths` refuses them.
 
     Args:
-        dataset: problems of `training_data`.
+        dataset: problems of `training.problems`.
         tokenizer: counts the tokens.
         settings: its `max_completion_length` must fit behind each prompt.
         limit: `max_seq_length` of the profile, in tokens.
@@ -173,7 +173,7 @@ def check_budget(
 ) -> None:
     """Let the policy answer some of the problems greedily and refuse a budget that most of its answers overrun.
 
-    A completion that is cut cannot close its tags, so it earns nothing, whatever it was about to say.
+    A completion that is cut cannot close its tags, so it earns nothing, right or wrong.
 
     Raises:
         CourseError: more than half of the answers reach `max_completion_length`.

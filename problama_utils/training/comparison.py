@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainedStep:
-    """What TRL's trainer read and logged in one step. P · G entries each, groups standing together."""
+    """What TRL's trainer read and logged in one step. P · G entries each, group by group."""
 
     prompts: list[list[int]]  # token ids
     completions: list[list[int]]  # token ids
@@ -74,9 +74,9 @@ def trl_step(
 
 @dataclass(frozen=True)
 class Comparison:
-    """`reference_step` beside one step of TRL's trainer, from the same weights, completions and rewards."""
+    """`by_hand` beside one step of TRL's trainer, from the same weights, completions and rewards."""
 
-    rewards: list[float]  # totals of the P · G completions, groups standing together
+    rewards: list[float]  # totals of the P · G completions, group by group
     loss: float
     trl_loss: float
     largest_step: float  # the learning rate: by about as much Adam moves a weight in its first step
@@ -84,7 +84,7 @@ class Comparison:
 
 
 def compare_with_trl(ids: Sequence[str], *, seed: int) -> Comparison:
-    """Hold `reference_step` against TRL's trainer on two groups of the embedded model, in fp32 on the CPU.
+    """Compare `grpo.by_hand` with TRL's trainer on two groups of the embedded model, in fp32 on the CPU.
 
     It runs in a process of its own that sees no GPU. In a notebook's own process unsloth may have exchanged TRL's
     trainer for its own, and "equal" needs one device and one number format on both sides.

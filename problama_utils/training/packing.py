@@ -18,7 +18,7 @@ LOOKS = {  # colour, hatch, legend: tones and hatches stay apart in greyscale
     PADDING: ("#ffffff", "....", "padding (computed, then masked)"),
     PROMPT: ("#9ecae1", "", "prompt token"),
     COMPLETION: ("#08519c", "", "completion token"),
-    ABSENT: ("#ffffff", None, "stands in a row above: not computed again"),
+    ABSENT: ("#ffffff", None, "is in a row above: not computed again"),
 }
 
 

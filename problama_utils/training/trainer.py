@@ -2,9 +2,9 @@
 
 Rewards, advantages, loss, metrics, callbacks and checkpoints stay TRL's. Replaced are
 
-1. the sampling of completions (`rollouts`: a prompt is read once for its group),
-2. the token log-probabilities of policy, old policy and reference policy (`batching`, `llama_layers`: the batch as a
-   prefix tree in which nothing stands twice), and
+1. the sampling of completions (`engine.sampling`: a prompt is read once for its group),
+2. the token log-probabilities of policy, old policy and reference policy (`engine.tree`, `engine.layers`: the batch
+   as a prefix tree in which nothing is computed twice), and
 3. the precision of adapters: fp32 parameters, as the optimiser and the checkpoints want them, cast to the base model's
    dtype where they are multiplied. (TRL casts those of a 4-bit model to bf16 for good, which loses small updates.)
 

@@ -45,7 +45,7 @@ def talker(policy):
 def test_our_sampler_answers_greedily_what_generate_answers(talker, monkeypatch):
     chats = [[{"role": "user", "content": text}] for text in ("x", "What is it?", "b" * 40, "Why", "x")]
     ours = complete(*talker, chats, max_new_tokens=12, batch_size=2)
-    monkeypatch.setattr(completions, "walkable", lambda model: None)
+    monkeypatch.setattr(completions, "llama_for_cpu", lambda model: None)
     assert complete(*talker, chats, max_new_tokens=12, batch_size=3) == ours
     assert len(set(ours)) == 4 and all(ours)  # two chats are equal
 
@@ -57,7 +57,7 @@ def test_a_completion_ends_where_generate_would_end_it(policy):
     first = tokenizer(complete(model, tokenizer, chat, max_new_tokens=4)[0])["input_ids"][0]
     before, model.generation_config.eos_token_id = model.generation_config.eos_token_id, [2, first]
     try:
-        assert completions.walkable(model) is not None
+        assert completions.llama_for_cpu(model) is not None
         assert len(tokenizer(complete(model, tokenizer, chat, max_new_tokens=4)[0])["input_ids"]) == 1
     finally:
         model.generation_config.eos_token_id = before
@@ -72,7 +72,7 @@ def test_completions_come_back_in_the_order_of_the_chats(policy):
 @pytest.mark.parametrize("fast", [True, False])
 def test_sampling_is_repeatable_by_its_seed(policy, monkeypatch, fast, seed):
     if not fast:
-        monkeypatch.setattr(completions, "walkable", lambda model: None)
+        monkeypatch.setattr(completions, "llama_for_cpu", lambda model: None)
     chat = [[{"role": "user", "content": "hello"}]] * 3
     draws = [complete(*policy, chat, max_new_tokens=6, temperature=1.0, seed=s) for s in (seed, seed, seed + 1)]
     assert draws[0] == draws[1] != draws[2]

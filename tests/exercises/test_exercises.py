@@ -348,7 +348,7 @@ def test_no_object_of_a_learner_passes_ends_the_kernel_or_stalls(name):
 @pytest.mark.parametrize("check", EXERCISES_01.values(), ids=EXERCISES_01)
 @pytest.mark.parametrize("name", ["a float that lies", "a tensor that lies", "tolist raises SystemExit",
                                   "shape raises KeyboardInterrupt", "a tensor without data", "a huge tensor"])
-def test_hostile_objects_meet_a_judge_no_better(check, name):
+def test_hostile_objects_meet_a_comparison_no_better(check, name):
     assert check(lambda *args: HOSTILE[name]()).status == "failed"
 
 

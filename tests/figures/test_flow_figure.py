@@ -22,13 +22,13 @@ def test_other_questions_are_refused():
 
 
 @pytest.mark.parametrize("after", [AFTER, BEFORE, ~BEFORE])
-def test_bands_keep_their_thickness_and_do_not_leave_the_picture(after):
+def test_ribbons_keep_their_thickness_and_do_not_leave_the_picture(after):
     import matplotlib.pyplot as plt
 
     _, ax = plt.subplots()
     draw_flow(ax, BEFORE, after, names=("base", "tuned"))
-    for band in ax.collections:
-        points = band.get_paths()[0].vertices
+    for ribbon in ax.collections:
+        points = ribbon.get_paths()[0].vertices
         assert points[:, 1].min() >= -1e-9 and points[:, 1].max() <= 1.06 + 1e-9
     assert len(ax.collections) == sum(count > 0 for count in flow_counts(BEFORE, after).values())
     plt.close("all")

@@ -33,7 +33,7 @@ def make_lane(folder: Path) -> Path:
     It sees this test run's packages through a .pth file, and adds unsloth, what unsloth imports, and triton.
 
     Raises:
-        SystemExit: pip failed; `install.pip` has said why in one sentence.
+        SystemExit: pip failed; `setup.install.pip` has said why in one sentence.
     """
     python = folder / "bin" / "python"
     stamp = folder / install.STAMP

@@ -51,7 +51,7 @@ def load(seed: int = SEED) -> tuple[Any, Any]:
 
 
 def on_the_pretend_card() -> None:
-    """unsloth first, as everywhere; then the course, whose own CPU paths are closed to a model that stands here."""
+    """unsloth first, as everywhere; then the course, whose own CPU paths are closed to a model that is here."""
     pretend_card.insert()
     import unsloth  # noqa: F401
 
@@ -59,7 +59,7 @@ def on_the_pretend_card() -> None:
     from problama_utils.engine import layers as llama_layers
 
     def refuse(model: Any) -> None:
-        raise llama_layers.UnsupportedModelError("this model stands for one on a card")
+        raise llama_layers.UnsupportedModelError("this model plays one on a card")
 
     llama_layers.llama_parts = refuse
 

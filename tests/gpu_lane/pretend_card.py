@@ -1,7 +1,7 @@
 """A pretend CUDA card, so that unsloth's own GPU classes run on a CPU: import this before anything else of the lane.
 
 Real are unsloth's loading, its patched Llama, its LoRA, its generated GRPO trainer and 8-bit Adam. Pretended are the
-questions put to `torch.cuda`, and the two Triton kernels of the forward pass (norm and rotation), which stand here in
+questions put to `torch.cuda`, and the two Triton kernels of the forward pass (norm and rotation), which are here in
 plain torch: Triton's interpreter would take minutes for them.
 
 What a card would do otherwise and nothing here shows: memory, speed, fp16, 4-bit kernels, vLLM.

@@ -13,9 +13,9 @@ from problama_utils.grpo.head_to_head import (
     Comparison,
     Evaluator,
     Settings,
-    band,
     compare,
     features,
+    mean_and_interval,
     network,
     reward,
     sample,
@@ -96,7 +96,7 @@ def test_runs_are_compared_in_pairs_of_one_seed(seed):
     assert compare(ppo, grpo, lambda run: run.settings.seed).differences == (0, 0)
     with pytest.raises(ValueError, match="same seeds"):
         compare(ppo, grpo[::-1])
-    mean, low, high = band(ppo)
+    mean, low, high = mean_and_interval(ppo)
     assert len(mean) == 2 and all(a <= b <= c for a, b, c in zip(low, mean, high, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Completions through transformers' `generate`: whatever tokenizer and model bring along, prompts end where answers
+"""Completions through transformers' `generate`: with any tokenizer and model, prompts end where answers
 begin and nothing shapes the distribution but the temperature."""
 
 import pytest
@@ -12,8 +12,8 @@ CHATS = [[{"role": "user", "content": text}] for text in ("a", "a bee or a wasp?
 
 @pytest.fixture
 def by_generate(monkeypatch):
-    """Close the door to our own sampler, as on a GPU."""
-    monkeypatch.setattr(completions, "walkable", lambda model: None)
+    """Turn our own sampler off, as on a GPU."""
+    monkeypatch.setattr(completions, "llama_for_cpu", lambda model: None)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

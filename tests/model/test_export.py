@@ -555,7 +555,7 @@ def test_llama_cpp_itself_gives_the_same_answers(tmp_path, tmp_path_factory, mon
         subprocess.run([*install, "--target", str(package), LLAMA_CPP], check=True)
     monkeypatch.delenv("PROBLAMA_MODEL", raising=False)
     monkeypatch.setenv("PROBLAMA_DTYPE", "float32")
-    monkeypatch.setattr(completions, "walkable", lambda _: None)  # transformers' own generate
+    monkeypatch.setattr(completions, "llama_for_cpu", lambda _: None)  # transformers' own generate
     model, tokenizer = load_policy(get_profile("cpu"), seed=0)
     model = load_adapter(model, course_root() / "assets" / "runs" / "riddles-3407" / "adapter")
     folder = export.save_merged(model, tokenizer, tmp_path / "merged")

@@ -8,7 +8,7 @@ from problama_utils.model import likelihood
 from problama_utils.model.likelihood import (
     encode_pair,
     likeliest,
-    normalised,
+    per_character,
     text_log_likelihoods,
     token_log_likelihoods,
 )
@@ -40,7 +40,7 @@ def test_choice_scores_equal_a_plain_forward_pass_of_each_choice(policy, system)
 
 def test_padded_rows_and_the_prefix_tree_give_the_same_scores(policy, monkeypatch):
     tree = choice_scores(*policy, QUESTIONS, system=False)
-    monkeypatch.setattr(likelihood, "walkable", lambda model: None)
+    monkeypatch.setattr(likelihood, "llama_for_cpu", lambda model: None)
     for a, b in zip(tree, choice_scores(*policy, QUESTIONS, system=False), strict=True):
         assert a == pytest.approx(b, abs=1e-3)
 
@@ -76,8 +76,8 @@ def test_an_empty_context_is_refused(policy):
 
 
 def test_normalised_scores_divide_by_characters_and_ties_go_to_the_first():
-    assert normalised([-6.0, -6.0], ["ab", "abc"]) == [-3.0, -2.0]
-    assert normalised([-4.0], ["éé"]) == [-2.0]  # characters, not bytes: the harness's acc_norm
+    assert per_character([-6.0, -6.0], ["ab", "abc"]) == [-3.0, -2.0]
+    assert per_character([-4.0], ["éé"]) == [-2.0]  # characters, not bytes: the harness's acc_norm
     assert likeliest([-2.0, -1.0, -1.0]) == 1
 
 
@@ -96,4 +96,4 @@ def test_the_harness_itself_gives_the_same_verdicts(policy, tmp_path, monkeypatc
         right = row["labels"].index(row["answer"])
         assert sample_scores(sample) == pytest.approx(scores, abs=1e-3)
         assert sample["acc"] == (likeliest(scores) == right)
-        assert sample["acc_norm"] == (likeliest(normalised(scores, row["choices"])) == right)
+        assert sample["acc_norm"] == (likeliest(per_character(scores, row["choices"])) == right)

@@ -1,4 +1,4 @@
-"""The memory bill: counts equal the real architectures', parts add up, the known figures come out."""
+"""The memory table: counts equal the real architectures', parts add up, the known figures come out."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from problama_utils.model.memory import (
     PROJECTIONS,
     REGIMES,
     SMOLLM2_135M,
-    bill,
+    memory_table,
     training_bytes,
 )
 
@@ -54,7 +54,7 @@ def test_a_reference_is_free_with_adapters_and_a_value_model_never_is():
 
 
 def test_the_bill_has_every_pair_and_its_parts_add_up():
-    rows = bill(LLAMA_3_1_8B)
+    rows = memory_table(LLAMA_3_1_8B)
     assert {(row["regime"], row["method"]) for row in rows} == {(r, m) for r in REGIMES for m in METHODS}
     for row in rows:
         parts = sum(row[name] for name in ("policy", "reference", "value", "gradients", "Adam"))

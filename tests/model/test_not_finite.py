@@ -71,8 +71,8 @@ OWN = {way: ask for way, ask in WAYS.items() if "rollouts" not in way}  # those 
 
 
 def through_transformers(monkeypatch):
-    monkeypatch.setattr(likelihood, "walkable", lambda model: None)
-    monkeypatch.setattr(completions, "walkable", lambda model: None)
+    monkeypatch.setattr(likelihood, "llama_for_cpu", lambda model: None)
+    monkeypatch.setattr(completions, "llama_for_cpu", lambda model: None)
 
 
 @pytest.mark.parametrize("kind", BROKEN)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from problama_utils import CourseError
 from problama_utils.config import GRPOSettings, course_root, get_profile
 from problama_utils.monitoring.curves import diagnose, read_log
-from problama_utils.monitoring.diagnosis import CHECKS, Diagnosis, find_causes, findings_table
+from problama_utils.monitoring.diagnosis import RULES, Diagnosis, find_causes, findings_table
 from problama_utils.monitoring.evidence import METRICS, Evidence, numbers_only
 from problama_utils.monitoring.run_folder import LOG_FILE, RUN_FILE, write_json
 
@@ -253,7 +253,7 @@ def test_a_policy_that_stands_still_is_blamed_on_the_rate_unless_beta_is_heavy_o
 
 def test_what_a_log_lacks_is_said_and_not_guessed():
     diagnosis = find_causes(rows(reward=np.linspace(0, 1, 12), something_new=range(12)))
-    assert diagnosis.verdict == "healthy" and len(diagnosis.skipped) == len(CHECKS)
+    assert diagnosis.verdict == "healthy" and len(diagnosis.skipped) == len(RULES)
     assert "Not checked: completions truncated (the log has no completions/clipped_ratio)" in str(diagnosis)
 
 
@@ -294,5 +294,5 @@ def test_no_log_however_broken_raises(data, steps, wild):
     chosen = data.draw(st.sampled_from([None, {}, {"beta": "much", "temperature": None}, GRPOSettings(max_steps=1,
                                         dataset_size=1), {"beta": 2.0, "max_completion_length": 0}]))
     diagnosis = find_causes(log, chosen, chance=data.draw(st.sampled_from([None, 0.5])))
-    known = {check.cause for check in CHECKS} | {"healthy", "flat", "falling", "too short to tell"}
+    known = {rule.cause for rule in RULES} | {"healthy", "flat", "falling", "too short to tell"}
     assert diagnosis.verdict in known and str(diagnosis)

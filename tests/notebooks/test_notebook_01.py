@@ -76,7 +76,7 @@ def test_outputs_hold_figures_but_no_widgets_paths_or_errors(cells):
     kinds = [o.output_type for c in cells if c.cell_type == "code" for o in c.outputs]
     assert "error" not in kinds
     pictures = sum("image/png" in o.get("data", {}) for c in cells if c.cell_type == "code" for o in c.outputs)
-    assert pictures >= 8  # the panel among them: where widgets do not run, its figure stands there
+    assert pictures >= 8  # the panel among them: where widgets do not run, its figure is shown
 
 
 def test_the_panel_sends_its_figure_together_with_the_widgets(monkeypatch):

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from problama_utils.rewards import truth_tables, truth_view
-from problama_utils.rewards.truth_tables import CHOICES, LETTERS, READING, REWARDS, TABLES, run_table
+from problama_utils.rewards.truth_tables import CHOICES, LETTER_ANSWERS, READING, REWARDS, TABLES, run_table
 from problama_utils.rewards.truth_view import show_table
 from problama_utils.tasks.answers import grade, lenient_answer
 
@@ -43,7 +43,7 @@ def test_a_judge_that_raises_or_gives_too_little_is_wrong_in_its_rows_and_stops_
     assert not any(outcome.ok for outcome in outcomes) and "ZeroDivisionError" in outcomes[0].got[0]
     assert not any(outcome.ok for outcome in run_table(CHOICES, lambda completion: (2.0,)))
     assert "✗" in repr(show_table(CHOICES, lambda completion: (2.0,)))
-    assert "✗" in show_table(LETTERS, lambda completion: 1 / 0)._repr_html_()
+    assert "✗" in show_table(LETTER_ANSWERS, lambda completion: 1 / 0)._repr_html_()
 
 
 def test_the_view_says_right_and_wrong_without_colour_and_wrong_rows_are_listed_in_text():

@@ -74,7 +74,7 @@ def colab_image(version: str) -> Path:
             try:
                 install.pip(folder / "bin/python", "--requirement", str(PINS))
             except SystemExit:
-                pytest.fail(f"Colab's pins cannot be installed for Python {version}; pip's reason stands above.")
+                pytest.fail(f"Colab's pins cannot be installed for Python {version}; pip's reason is above.")
             (folder / "whole").write_text("whole\n", encoding="utf-8")
             print(f"image for Python {version} made in {time.monotonic() - started:.0f} s (once)")
     return folder

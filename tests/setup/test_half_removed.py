@@ -1,4 +1,4 @@
-"""Packages that were removed by half: their metadata lie first on the path, and the package counts as missing."""
+"""Packages that are half removed: their metadata lie first on the path, and the package counts as missing."""
 
 import sys
 
@@ -7,7 +7,7 @@ import pytest
 from problama_utils.config import get_profile
 from problama_utils.setup import install, machine
 from problama_utils.setup import versions as tested_versions
-from problama_utils.setup.preflight import PROBLEM, judge
+from problama_utils.setup.preflight import PROBLEM, run_checks
 
 SOUND = "Metadata-Version: 2.1\nName: trl\nVersion: 1.14.2\n"
 
@@ -69,7 +69,8 @@ def test_it_counts_as_missing_wherever_versions_are_read(half_removed):
 
 
 def test_preflight_names_it_with_a_cure(half_removed):
-    check = {check.name: check for check in judge(machine.look(get_profile("cpu")), get_profile("cpu"))}["packages"]
+    checks = run_checks(machine.look(get_profile("cpu")), get_profile("cpu"))
+    check = {check.name: check for check in checks}["packages"]
     assert check.grade == PROBLEM and "missing: trl" in check.found and "delete .venv" in check.cure
 
 
@@ -82,7 +83,7 @@ def test_a_notebook_host_asks_for_it_again_and_ends_in_a_sentence_where_that_did
     with pytest.raises(SystemExit):
         install.install_into_this_python()
     assert install.requirements()["trl"] in asked and not (tmp_path / install.STAMP).exists()
-    assert f"trl was removed by half: delete what is left of it, {half_removed}" in capsys.readouterr().err
+    assert f"trl is half removed: delete what is left of it, {half_removed}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("kind", "file", "record", "files"), [

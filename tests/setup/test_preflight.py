@@ -17,7 +17,7 @@ from problama_utils.setup import preflight
 from problama_utils.setup import versions as tested_versions
 from problama_utils.setup.hub import UNGATED_COPIES
 from problama_utils.setup.machine import Gpu, Machine, complaint_of, look, parse_nvidia_smi, profile_for
-from problama_utils.setup.preflight import NOTE, OK, PROBLEM, WARNING, can_run, judge, measured_course, report
+from problama_utils.setup.preflight import NOTE, OK, PROBLEM, WARNING, can_run, measured_course, report, run_checks
 from problama_utils.setup.versions import fits, wanted_packages
 
 T4 = Gpu("Tesla T4", (7, 5), 16.1, 15.8, "580.82.07")
@@ -121,7 +121,7 @@ SIMULATED = [
 @pytest.mark.parametrize(("seen", "profile", "runs", "grades", "cure"), [row[1:] for row in SIMULATED],
                          ids=[row[0] for row in SIMULATED])  # fmt: skip
 def test_a_simulated_machine_gets_the_right_verdict_and_cure(seen, profile, runs, grades, cure):
-    checks = judge(seen, get_profile(profile), measured_course())
+    checks = run_checks(seen, get_profile(profile), measured_course())
     assert can_run(checks) is runs, report(checks, get_profile(profile), seen.model)
     found = {check.name: check.grade for check in checks}
     assert {name: found[name] for name in grades} == grades
@@ -175,7 +175,7 @@ def test_one_function_says_which_vllm_goes_with_a_card_and_preflight_and_the_set
     packages = pinned("colab-t4", torch=there["torch"])
     seen = with_card("slides", card, packages=packages, system=system, host=there["host"],
                      torch_cuda=there["torch_cuda"])  # fmt: skip
-    check = {check.name: check for check in judge(seen, get_profile("slides"))}["vLLM"]
+    check = {check.name: check for check in run_checks(seen, get_profile("slides"))}["vLLM"]
     assert check.grade == NOTE and sentence in (check.cure if release else check.found)
 
     monkeypatch.setattr(machine_module, "_gpu", lambda: (card, ""))
@@ -208,7 +208,7 @@ def test_a_gated_model_without_token_is_a_problem_where_no_copy_steps_in():
     """transformers asks the hub for the very name; unsloth in 4 bits asks for its own copy."""
     plain = dataclasses.replace(get_profile("slides"), backend="transformers", fast_inference=False)
     seen = with_card("slides", A100, hub="refused (403)", token="", packages=pinned("cpu"))
-    checks = {check.name: check for check in judge(seen, plain)}
+    checks = {check.name: check for check in run_checks(seen, plain)}
     assert checks["model"].grade == checks["token"].grade == PROBLEM
     assert "PROBLAMA_UNGATED=1" in checks["token"].cure and "PROBLAMA_UNGATED=1" in checks["model"].cure
 
@@ -216,17 +216,17 @@ def test_a_gated_model_without_token_is_a_problem_where_no_copy_steps_in():
 def test_the_ungated_copy_needs_no_token(monkeypatch):
     monkeypatch.setenv("PROBLAMA_UNGATED", "1")
     seen = with_card("slides", A100, model=UNGATED_COPIES[SLIDES_MODEL.lower()], token="")
-    checks = {check.name: check.grade for check in judge(seen, get_profile("slides"))}
+    checks = {check.name: check.grade for check in run_checks(seen, get_profile("slides"))}
     assert checks["token"] == checks["model"] == OK
 
 
 def test_minutes_and_memory_come_from_the_measured_course_and_gpu_profiles_admit_they_have_none():
     measured = measured_course()
     minutes = sum(row["minutes"] for row in measured["notebooks"])
-    said = judge(laptop(), get_profile("cpu"), measured)[-1].found
+    said = run_checks(laptop(), get_profile("cpu"), measured)[-1].found
     assert f"{minutes:.1f} minutes" in said and measured["machine"] in said
-    assert "unmeasured" in judge(with_card("slides", A100), get_profile("slides"), measured)[-1].found
-    assert "unmeasured" in judge(laptop(), get_profile("cpu"), None)[-1].found
+    assert "unmeasured" in run_checks(with_card("slides", A100), get_profile("slides"), measured)[-1].found
+    assert "unmeasured" in run_checks(laptop(), get_profile("cpu"), None)[-1].found
 
 
 NVIDIA_SMI = [  # as printed by --format=csv,noheader,nounits
@@ -319,7 +319,7 @@ def test_this_machine_is_seen_as_it_is(monkeypatch):
     assert 0 < seen.ram_free_gb < seen.ram_gb and seen.disk_free_gb > 0
     assert seen.fast_bf16 is torch.cpu._is_avx512_bf16_supported()
     assert seen.token == "the environment variable HF_TOKEN"
-    assert TOKEN not in repr(seen) + report(judge(seen, get_profile("cpu")), get_profile("cpu"), seen.model)
+    assert TOKEN not in repr(seen) + report(run_checks(seen, get_profile("cpu")), get_profile("cpu"), seen.model)
 
 
 @pytest.mark.parametrize(("version", "ranges", "answer"), [

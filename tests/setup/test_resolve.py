@@ -4,7 +4,7 @@ Verified: that every requirement of environment.yml's pip part exists for that p
 other, the same for the lock with vLLM (requirements-gpu.txt) on each Python, and for the `gpu` extra, with and without
 the package's own dependencies. Not verified: conda's own
 part (python, pip, git), that unsloth runs (it imports only with a GPU), and unsloth's declared dependencies, which
-`install.py` leaves out on purpose.
+`setup/install.py` leaves out on purpose.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The notebooks' set-up cell, run as it stands by real Pythons: Colab, Kaggle, a checkout, an installed package.
+"""The notebooks' set-up cell, run unchanged by real Pythons: Colab, Kaggle, a checkout, an installed package.
 
 A runtime is a fresh virtual environment in which this environment's packages count as preinstalled (through a `.pth`
 file), so that a case costs seconds; one case installs for real. The repository is a bare clone of the working tree,

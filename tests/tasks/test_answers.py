@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from problama_utils.rewards import slides as rewards
-from problama_utils.rewards.truth_tables import LEAD_INS, LETTERS, READING
+from problama_utils.rewards.truth_tables import LEAD_INS, LETTER_ANSWERS, READING
 from problama_utils.tasks import answers
 from problama_utils.tasks import reading as letters
 from problama_utils.tasks.answers import (
@@ -33,8 +33,8 @@ WHY = [row.why for row in READING.rows]
 
 
 def test_the_tables_are_long_enough_and_every_row_has_a_reason_of_its_own():
-    assert min(len(READING.rows), len(LETTERS.rows)) >= 25 and len(set(WHY)) == len(WHY)
-    assert sum(row.attack for row in READING.rows) >= 10 and sum(row.attack for row in LETTERS.rows) >= 10
+    assert min(len(READING.rows), len(LETTER_ANSWERS.rows)) >= 25 and len(set(WHY)) == len(WHY)
+    assert sum(row.attack for row in READING.rows) >= 10 and sum(row.attack for row in LETTER_ANSWERS.rows) >= 10
 
 
 @pytest.mark.parametrize(("completion", "strict", "lenient", "verdict"), READ, ids=WHY)
@@ -117,7 +117,7 @@ def test_grading_normalises_both_sides_and_accepts_no_lists(given, accepted, ver
     assert grade(given, accepted) is verdict
 
 
-@pytest.mark.parametrize("row", LETTERS.rows, ids=lambda row: row.why)
+@pytest.mark.parametrize("row", LETTER_ANSWERS.rows, ids=lambda row: row.why)
 def test_exactly_one_letter_is_read_or_none(row):
     assert (read_letter(row.completion, ["A", "B", "C", "D"]),) == row.expected
 

@@ -159,7 +159,7 @@ def test_a_cache_of_links_is_followed(tmp_path):
     assert len(load_piqa("validation", source=tmp_path / "data" / "datasets--ybisk--piqa")) == 4
 
 
-# What stands in the folder (path -> rows), the task that is asked for, what the error names.
+# What is in the folder (path -> rows), the task that is asked for, what the error names.
 NOT_THERE = [
     ({}, "physical", "nothing at all"),
     ({}, "riddles", "expected riddles.jsonl"),
@@ -219,7 +219,7 @@ def test_the_command_names_what_the_folder_lacks_and_shows_the_rest(tmp_path, mo
     assert "MISSING" in printed and "no physical there" in printed and "ARC-Challenge  test" in printed
 
 
-# What stands in the folder, what the error says.
+# What is in the folder, what the error says.
 UNCLEAR = [
     ({"piqa/tests.jsonl": pairs(2)}, "not public"),
     ({"physicaliqa-test/test.jsonl": pairs(2)}, "not public"),
