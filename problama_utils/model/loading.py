@@ -166,7 +166,7 @@ def compute_dtype(profile: Profile | None = None) -> torch.dtype:
 
     Without PROBLAMA_DTYPE (float32, bfloat16 or float16) it is bf16 where the processor or card multiplies it natively,
     else fp32 (CPU) or fp16 (GPU). `torch.cuda.is_bf16_supported()` answers True on a T4, where bf16 is emulated: the
-    compute capability decides. A profile that uses no GPU computes on the CPU whatever card there is; None asks for
+    compute capability decides. A profile that uses no GPU computes on the CPU with any card; None asks for
     this machine's own.
 
     Raises:

@@ -3,7 +3,7 @@
 Grading knows nothing of rewards. A reward may pay for form or brevity; whether an answer is *right* is decided here,
 once, and the evaluation imports this module and never `rewards`.
 
-Which option a text names is told by `letters`. Every function here and there is linear in what it reads, and reads
+The letter of an option is read by `tasks.reading`. Every function here and there is linear in what it reads, and reads
 nothing that is longer than `LONGEST` characters.
 """
 

@@ -5,7 +5,7 @@
     science   id, question, choices, labels, answer, topic, difficulty, split
 
 A source is "embedded" (the kit's own files), "hub" (PIQA, ARC-Challenge) or a folder; None takes PROBLAMA_DATA's
-folder, and where that is unset the embedded files. `data_folders` lists the layouts that are found in a folder and in
+folder, and where that is unset the embedded files. `tasks.folders` lists the layouts that are found in a folder and in
 its parents. A folder that is named and does not hold what is asked for is an error, never the embedded rows: unset
 PROBLAMA_DATA or ask for source="embedded" to have those. Only riddles, which have no public source, stay the embedded
 ones beside a PROBLAMA_DATA that holds PIQA or ARC. `dataset.info.description` says which source was used; a source

@@ -65,7 +65,7 @@ def files_below(folder: Path) -> Iterator[tuple[int, Path]]:
 
 
 def listing(folder: Path, most: int = 6) -> str:
-    """Say what stands in a folder, and which data files deeper in it: `README.md, x/ (x/dev.csv)`."""
+    """Say what is in a folder, and which data files deeper in it: `README.md, x/ (x/dev.csv)`."""
     names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
     deeper = [path.relative_to(folder).as_posix() for depth, path in files_below(folder) if depth
               and path.suffix.lower() in (*LINES, PARQUET, ".lst", ".csv", ".zip", ".gz", ".arrow")]

@@ -1,4 +1,4 @@
-"""Which option a text names by its letter, whatever script the letter is written in; `answers` grades with it.
+"""Which option a text names by its letter, in any script; `tasks.answers` grades with it.
 
 No rule looks at which letter it is, so that no option is easier to choose than another: what is read of "A is correct"
 is read of "B is correct", and as "A magnet attracts iron" names nothing (an article, or not told from one), neither

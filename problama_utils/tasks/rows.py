@@ -1,7 +1,7 @@
-"""One raw record to one row: which fields a problem must have, and what may stand in them.
+"""One raw record to one row: which fields a problem must have, and what may be in them.
 
 Each parser returns a row in the documented columns or raises a `DataError` that names file, line, field and what was
-expected. Nothing is mended: a row that does not fit is the reader's to see.
+expected. Nothing is fixed silently: a row that does not fit is reported.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where problems come from: JSON lines, label lists, parquet and the hub, read strictly.
 
 Everything here turns a source into `Record`s that remember their file and line, so that a bad value can be named
-exactly. What a riddle or a question must look like is decided one floor up, in `problama_utils.tasks.problems`.
+exactly. What a riddle or a question must look like is decided in `problama_utils.tasks.rows`.
 """
 
 from __future__ import annotations

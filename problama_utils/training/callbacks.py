@@ -173,7 +173,7 @@ class Clock(TrainerCallback):
         self.folder, self.started = folder, started  # of `time.perf_counter`
 
     def on_save(self, args, state, control, **kwargs):
-        with suppress(OSError):  # RunWriter has said that the disk is full; the old plan still stands
+        with suppress(OSError):  # RunWriter has said that the disk is full; the old plan stays
             if plan := run_folder.read_plan(self.folder):
                 plan["minutes"] = (time.perf_counter() - self.started) / 60
                 run_folder.write_json(self.folder / run_folder.PLAN_FILE, plan)

@@ -77,10 +77,10 @@ def _as_asked(task: Task, rows: Dataset, size: int, few_shot: bool) -> Dataset:
 
 
 def training_order(lengths: Sequence[int], settings: GRPOSettings, *, seed: int) -> list[int]:
-    """Return which problem stands at each place of a run: `max_steps` · P indices.
+    """Return which problem is at each place of a run: `max_steps` · P indices.
 
     Every pass over the problems is a new shuffle, cut to whole steps. The first step takes the P longest prompts, so
-    that a machine whose memory is too small says so at once and not after an hour. TRL is told not to shuffle again:
+    that a machine whose memory is too small fails at once and not after an hour. TRL is told not to shuffle again:
     the order is data, the same under every trainer and after every restart.
 
     Args:

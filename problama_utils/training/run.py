@@ -1,6 +1,6 @@
 """Train a policy with GRPO: problems → prompts → TRL's `GRPOTrainer` → a run folder.
 
-A run that was killed, interrupted or cut off goes on where its last whole checkpoint stands when the same call is made
+A run that was killed, interrupted or cut off resumes from its last whole checkpoint when the same call is made
 again; on a CPU its log and adapter end up bit for bit as if nothing had happened. Everything that can be refused is
 refused before the run folder is touched, and a finished run in it stays until the new one is finished.
 
@@ -138,7 +138,7 @@ def run_grpo(
     resume: bool = True,
     strict: bool = True,
 ) -> Path:
-    """Train one task and return the run folder, whose files `run_folder` describes.
+    """Train one task and return the run folder, whose files `monitoring.run_folder` describes.
 
     Args:
         task: "riddles", "piqa", or a `Task` of your own.
@@ -149,7 +149,7 @@ def run_grpo(
         trainer: "stock" is TRL's own, "shared-prefix" ours for CPUs (same loss, faster); "" picks by profile.
         resume: go on with an unfinished run of the same settings found in the folder; False starts anew. A finished
             run is kept in the folder until the new one is finished; an unfinished one of other settings is renamed.
-        strict: False trains what `training_checks` would refuse, to watch it fail. A training whose numbers stop being
+        strict: False trains what `training.checks` would refuse, to watch it fail. A training whose numbers stop being
             finite then ends at that step, unfinished and without an adapter, instead of raising.
 
     Raises:
@@ -340,8 +340,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("task", help="riddles, piqa, or a task of your own: my_task.py:NAME")
     parser.add_argument("--profile", help="cpu, colab-t4 or slides (default: by hardware)")
     parser.add_argument("--seed", type=int, default=3407)
-    parser.add_argument("--out", help="run folder (default: runs/<task>); an unfinished run in it is gone on with")
-    parser.add_argument("--anew", action="store_true", help="start anew, whatever the folder holds")
+    parser.add_argument("--out", help="run folder (default: runs/<task>); an unfinished run in it is resumed")
+    parser.add_argument("--anew", action="store_true", help="start anew, ignoring what the folder holds")
     options = parser.parse_args(arguments)
     profile = get_profile(options.profile) if options.profile else detect_profile()
     folder = run_grpo(options.task, profile, seed=options.seed, out=options.out, resume=not options.anew)

@@ -51,7 +51,7 @@ class SharedPrefixGRPOTrainer(SafeCheckpoints, GRPOTrainer):
     """A drop-in `GRPOTrainer` for LoRA on a Llama, made for CPUs; the constructor's arguments are TRL's.
 
     Where it cannot be sure to do what TRL does (other model, other TRL, a setting its sampler lacks) it trains the
-    stock way, wholly or in that part, and says so once. `stock_reasons` holds what it said.
+    stock way, wholly or in that part, and prints why, once. `stock_reasons` keeps the reasons.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):

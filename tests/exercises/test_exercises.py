@@ -27,7 +27,7 @@ EXERCISES_01 = {
 
 
 class Unprintable:
-    """A learner's object that breaks whatever touches it."""
+    """A learner's object that breaks anything that touches it."""
 
     def __repr__(self):
         raise RuntimeError("no text for me")
