@@ -3,7 +3,7 @@
 from problama_utils import face
 
 __getattr__, __dir__, __all__ = face(__name__, {
-    "loading": "attach_lora load_adapters load_policy parameter_counts speaking_as",
+    "loading": "attach_lora import_backend load_adapters load_policy parameter_counts speaking_as",
     "completions": "complete render",
     "export": "chat save_gguf save_merged",
     "memory": "LLAMA_3_1_8B REGIMES memory_table training_bytes",

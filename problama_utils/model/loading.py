@@ -54,8 +54,7 @@ def load_policy(profile: Profile, *, seed: int | None = None) -> tuple[PreTraine
     Raises:
         CourseError: the weights cannot be had (gated: the message names the switch), or the backend is missing.
     """
-    if profile.backend == "unsloth":
-        _prepare_unsloth(profile)  # before transformers and TRL, which it patches
+    import_backend(profile)
     if seed is not None:
         from transformers import set_seed
 
@@ -100,8 +99,17 @@ def _is_fetched(source: str) -> bool:
     return on_hub(source) and not model_here(source)
 
 
-def _prepare_unsloth(profile: Profile) -> None:
-    """Import unsloth; the code that it generates goes into the course's cache, not into the reader's folder."""
+def import_backend(profile: Profile) -> None:
+    """Import unsloth where the profile loads with it: it patches transformers and TRL, so it has to come before them.
+
+    The code that it generates goes into the course's cache, not into the reader's folder. `load_policy` calls this
+    itself; a notebook that uses transformers before it loads the policy calls it first.
+
+    Raises:
+        CourseError: unsloth cannot be imported.
+    """
+    if profile.backend != "unsloth":
+        return
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_dir() / "unsloth_compiled_cache"))
     try:
         import unsloth  # noqa: F401

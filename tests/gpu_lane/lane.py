@@ -3,6 +3,8 @@
     train     the course on unsloth's GPU classes: load, attach, train, stop, resume, save, reload, measure
     plain     the same adapter on transformers and peft, without unsloth: what the measurements are compared with
     defaults  the defaults of unsloth's GRPOConfig that differ from TRL's
+
+`lane.py kernel -f FILE` is a Jupyter kernel instead: a notebook's Python with the pretended card.
 """
 
 from __future__ import annotations
@@ -20,11 +22,15 @@ import pretend_card
 SEED = 11
 
 
-def profile() -> Any:
-    """colab-t4 with the embedded model in the 8B's place, three small steps, no 4 bits (their kernels need a card)."""
+def card_profile() -> Any:
     from problama_utils.config import get_profile
 
-    card = get_profile("colab-t4")
+    return get_profile("colab-t4")
+
+
+def profile() -> Any:
+    """colab-t4 with the embedded model in the 8B's place, three small steps, no 4 bits (their kernels need a card)."""
+    card = card_profile()
     riddles = dataclasses.replace(
         card.riddles, max_steps=3, dataset_size=6, difficulty=1, num_generations=4, max_completion_length=12,
         learning_rate=3e-4, warmup_steps=0, few_shot=True, save_every=1, heldout_every=2, heldout_size=4)  # fmt: skip
@@ -51,7 +57,7 @@ def load(seed: int = SEED) -> tuple[Any, Any]:
 
 
 def on_the_pretend_card() -> None:
-    """unsloth first, as everywhere; then the course, whose own CPU paths are closed to a model that is here."""
+    """unsloth first, as everywhere; then the course, whose own CPU paths are closed to a model that stands here."""
     pretend_card.insert()
     import unsloth  # noqa: F401
 
@@ -59,7 +65,7 @@ def on_the_pretend_card() -> None:
     from problama_utils.engine import layers as llama_layers
 
     def refuse(model: Any) -> None:
-        raise llama_layers.UnsupportedModelError("this model plays one on a card")
+        raise llama_layers.UnsupportedModelError("this model stands for one on a card")
 
     llama_layers.llama_parts = refuse
 
@@ -145,7 +151,31 @@ def defaults(home: Path) -> dict[str, Any]:
                        if name in stock and str(found.default) != str(stock[name].default)}}  # fmt: skip
 
 
-if __name__ == "__main__":
+def notebook_profile() -> Any:
+    """The card's profile with little to do: three steps a task, four problems, no checkpoint but the last."""
+    short = profile()
+    less = dict(max_steps=3, dataset_size=4, difficulty=1, num_generations=4, max_completion_length=16,
+                learning_rate=3e-4, warmup_steps=0, save_every=3, heldout_every=0, heldout_size=2)  # fmt: skip
+    tasks = {name: dataclasses.replace(getattr(card_profile(), name), **less) for name in ("riddles", "piqa")}
+    return dataclasses.replace(short, **tasks, eval_questions=4)
+
+
+def kernel() -> None:
+    """A notebook's Python: the card is there from the start, unsloth is imported where the notebook does it."""
+    from ipykernel.kernelapp import launch_new_instance
+
+    from problama_utils import config
+
+    short = notebook_profile()
+    config._BUILDERS[short.name] = lambda: short
+    pretend_card.insert()
+    sys.meta_path.insert(0, pretend_card.AfterImport("unsloth", on_the_pretend_card))
+    launch_new_instance(sys.argv[2:])
+
+
+if __name__ == "__main__" and sys.argv[1] == "kernel":
+    kernel()
+elif __name__ == "__main__":
     name, home, result = sys.argv[1:4]
     record = {"train": train, "plain": plain, "defaults": defaults}[name](Path(home))
     Path(result).write_text(json.dumps(record, indent=1), encoding="utf-8")
