@@ -13,7 +13,7 @@
     setup        before and around a run: install, preflight, what the machine has
 
 Each folder's `__init__.py` names what notebooks use and imports a module only when a name of it is first asked for.
-`config` holds the profiles, `uncertainty` intervals and tests. This file itself needs only the standard library.
+`config` holds the profiles. This file itself needs only the standard library.
 """
 
 import importlib

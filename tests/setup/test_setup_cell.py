@@ -227,7 +227,8 @@ def test_in_an_installed_checkout_it_does_nothing_at_all(runtime, repository):
 
 def test_a_package_installed_without_its_data_gets_the_checkout_that_holds_them(runtime, repository):
     runtime.preinstall("--no-build-isolation", str(repository[0]))
-    assert (runtime.packages / "problama_utils/setup/install.py").exists() and not (runtime.packages / "assets").exists()
+    assert (runtime.packages / "problama_utils/setup/install.py").exists()
+    assert not (runtime.packages / "assets").exists()
     status, shown, _, report = runtime.cell()
     assert status == 0 and Path(report["assets"]).is_relative_to(runtime.work / "no-problama"), shown
     assert Path(report["package"]).is_relative_to(runtime.work / "no-problama")
