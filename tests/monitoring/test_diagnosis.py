@@ -171,8 +171,7 @@ def test_a_training_of_four_steps_is_too_short_to_tell(train):
     ("changes", "cause"),
     [
         ({"max_completion_length": 4, "few_shot": True, "learning_rate": 1e-5}, "completions truncated"),
-        # At temperature 1 it writes tags now and then, and at a rate of 1e-3 it breaks under some seeds.
-        ({"max_completion_length": 48, "temperature": 0.5, "learning_rate": 1e-5}, "format unreachable"),
+        ({"max_completion_length": 48}, "format unreachable"),
         ({"learning_rate": 1.0, "few_shot": True}, "learning rate too high"),
     ],
 )
