@@ -113,3 +113,7 @@ def main() -> int:
     red = sum(not gate.ok for gate in gates)
     print(f"\nGates of the embedded files: {len(gates) - red} of {len(gates)} green\n{gate_table(gates)}")
     return 1 if red or missing else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
