@@ -24,7 +24,7 @@ test: python  ## lint, unit tests, then every notebook through nbmake
 test-fast: python  ## lint and unit tests, a few minutes
 	@$(PYTHON) problama_utils/setup/install.py --venv .venv --then test-fast
 
-robust: setup  ## training and sampling tests under 10 seeds and 8 kinds of processor, hours; goes on when started again
+robust: setup  ## training and sampling tests under 10 seeds and 4 kinds of processor, an hour or two; goes on when started again
 	@$(PY) benchmarks/robust.py
 
 lab: setup  ## open the notebooks in JupyterLab

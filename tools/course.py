@@ -10,7 +10,6 @@ would run it, for the table's fp32 columns; it changes no notebook.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import platform
@@ -29,6 +28,7 @@ from nbformat import NotebookNode
 
 from problama_utils import CourseError, hides_card
 from problama_utils.config import course_root, detect_profile
+from problama_utils.monitoring.run_folder import write_whole
 from tools.badges import address, badge
 from tools.notebook_run import CELL_TIMEOUT, NotebookStopped, Progress, execute, read_notebook
 
@@ -189,14 +189,10 @@ def stamp_table(
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file in one step, so that a full disk leaves the old one whole and is told in a `CourseError`."""
-    part = path.with_name(path.name + ".part")
+    """Write a file in one step; a full disk is told in a `CourseError`."""
     try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        write_whole(path, text)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise CourseError(f"{path.parent.name}/{path.name} cannot be written ({error.strerror}): free some disk space "
                           f"or correct the rights of {path.parent.name}/, then run it again.") from None
 

@@ -22,7 +22,7 @@ from problama_utils.evaluation.records import prompt_hash
 from problama_utils.evaluation.uncertainty import wilson_interval
 from problama_utils.model.completions import Chat, complete, render
 from problama_utils.model.likelihood import likeliest, per_character, text_log_likelihoods
-from problama_utils.tasks.answers import Verdict, grade, grade_letter, lenient_answer, read_letter, strict_answer
+from problama_utils.tasks.answers import Verdict, grade_letter, lenient_answer, read_letter, strict_answer
 from problama_utils.tasks.base import Task
 from problama_utils.tasks.piqa import PIQA
 from problama_utils.tasks.reading import LETTERS
@@ -195,15 +195,11 @@ def score_riddles(
     max_new_tokens: int = 16,
 ) -> pd.DataFrame:
     """Return one row per riddle, answered greedily: `policy, id, riddle, answer, completion, verdict, correct`."""
-
-    def read(row: Mapping[str, Any], text: str) -> dict[str, Any]:
-        verdict = grade(strict_answer(text), [row["answer"], *row["aliases"]])
-        return {"id": row["id"], "riddle": row["riddle"], "answer": row["answer"], "completion": text,
-                "verdict": verdict.value, "correct": verdict is Verdict.RIGHT}
-
     rows = list(riddles)
-    chats = [RIDDLES.messages(row, few_shot=few_shot) for row in rows]
-    return _answered(model, tokenizer, rows, chats, read, policy, max_new_tokens=max_new_tokens)
+    table = score_task(model, tokenizer, RIDDLES, rows, policy=policy, few_shot=few_shot, max_new_tokens=max_new_tokens)
+    if rows:
+        table.insert(table.columns.get_loc("answer"), "riddle", [row["riddle"] for row in rows])
+    return table
 
 
 def score_piqa(
@@ -298,9 +294,3 @@ def share_with_interval(correct: pd.Series) -> str:
     right, n = int(correct.sum()), len(correct)
     low, high = wilson_interval(right, n)
     return f"{100 * right / n:.1f} % ({100 * low:.0f} to {100 * high:.0f} %, n = {n})"
-
-
-if __name__ == "__main__":
-    from problama_utils.evaluation.tables import main
-
-    raise SystemExit(main())

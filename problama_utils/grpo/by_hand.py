@@ -27,8 +27,7 @@ def reference_step(
     settings: GRPOSettings, optimizer: torch.optim.Optimizer,
 ) -> float:
     """Train one step on P · G completions, group by group, and return the loss."""
-    groups = torch.tensor(rewards).view(-1, settings.num_generations)
-    advantages = group_advantages(groups).flatten()
+    advantages = group_advantages(torch.tensor(rewards).view(-1, settings.num_generations)).flatten()
     optimizer.zero_grad()
     total = 0.0
     for prompt, completion, advantage in zip(prompts, completions, advantages, strict=True):

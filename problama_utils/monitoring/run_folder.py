@@ -17,6 +17,7 @@ in a run folder is the reader's: it is neither read nor removed.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
@@ -58,22 +59,35 @@ def remove_checkpoints(folder: Path) -> None:
         folder.rmdir()
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file in one step, so that a full disk leaves the old one whole, and nothing beside it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8", newline="")
+        os.replace(part, path)
+    except OSError:
+        with suppress(OSError):
+            part.unlink()
+        raise
+
+
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows to a CSV file, replacing it in one step; a value that a row lacks stays empty."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    part = path.with_name(path.name + ".part")
-    with part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(part, path)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write a record to a JSON file, replacing it in one step."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_whole(path, json.dumps(record, indent=1) + "\n")
 
 
 def write_metrics(folder: Path, history: Iterable[Mapping[str, Any]]) -> None:
@@ -123,10 +137,9 @@ def rewind(folder: Path, step: int) -> None:
     except csv.Error:
         measured = []
     write_table(folder / HELDOUT_FILE, measured)
-    path, part = folder / COMPLETIONS_FILE, folder / (COMPLETIONS_FILE + ".part")
+    path = folder / COMPLETIONS_FILE
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    part.write_text("".join(f"{line}\n" for line in text.split("\n")[:-1] if _until(line, step)), encoding="utf-8")
-    os.replace(part, path)
+    write_whole(path, "".join(f"{line}\n" for line in text.split("\n")[:-1] if _until(line, step)))
 
 
 def _until(row: Any, step: int) -> bool:

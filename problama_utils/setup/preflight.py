@@ -365,7 +365,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     checks = run_checks(machine, profile, measured_course())
     print(report(checks, profile, machine.model, "chosen by --profile" if options.profile else ""))
     return 0 if can_run(checks) else 1
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

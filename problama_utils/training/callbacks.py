@@ -55,7 +55,7 @@ class RunWriter(TrainerCallback):
         self.folder, self.stop = folder, stop
         self.bar = tqdm(total=max_steps, desc=title, unit="step", file=sys.stderr)
         self.group = group  # so many completions of each step are kept
-        self.seen: list[dict[str, Any]] = []
+        self.seen: tuple[Sequence[str], Sequence[Any]] = ((), ())  # ids and completions of the first group
         self.paid: dict[str, list[float | None]] = {}
         self.waiting: list[dict[str, Any]] = []
         self.written = 0.0
@@ -70,8 +70,7 @@ class RunWriter(TrainerCallback):
         def watched(completions: Sequence[Any], **columns: Any) -> list[float | None]:
             paid = function(completions=completions, **columns)
             ids = columns.get("id") or [""] * len(completions)
-            self.seen = [{"id": name, "completion": completion_text(completion)}
-                         for name, completion in zip(ids[: self.group], completions, strict=False)]
+            self.seen = ids[: self.group], completions[: self.group]
             self.paid[function.__name__] = [None if one is None else float(one) for one in paid[: self.group]]
             self.unpayable = self.unpayable or _unpayable(function.__name__, paid)
             return paid
@@ -80,8 +79,10 @@ class RunWriter(TrainerCallback):
 
     def first_group(self) -> list[dict[str, Any]]:
         """Return one record per completion kept: problem, text, each reward under its function's name, their total."""
-        return [{**row, **{name: paid[i] for name, paid in self.paid.items()},
-                 "total": sum(paid[i] or 0.0 for paid in self.paid.values())} for i, row in enumerate(self.seen)]
+        return [{"id": name, "completion": completion_text(completion),
+                 **{reward: paid[i] for reward, paid in self.paid.items()},
+                 "total": sum(paid[i] or 0.0 for paid in self.paid.values())}
+                for i, (name, completion) in enumerate(zip(*self.seen, strict=True))]
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.bar.update(state.global_step)

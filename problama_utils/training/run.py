@@ -258,28 +258,27 @@ def _make_trainer(
 ) -> GRPOTrainer:
     from transformers.trainer_callback import PrinterCallback
 
-    from problama_utils.training import callbacks as progress
-    from problama_utils.training.trainer import (
-        trainer_class,  # after the model: unsloth patches TRL before it is imported
-    )
+    # After the model: unsloth patches TRL before it is imported.
+    from problama_utils.training import callbacks
+    from problama_utils.training.trainer import trainer_class
 
     task, settings, profile, folder = plan.task, plan.settings, plan.profile, plan.folder
-    writer = progress.RunWriter(folder, settings.max_steps, f"GRPO {task.name}", stop, settings.num_generations)
+    writer = callbacks.RunWriter(folder, settings.max_steps, f"GRPO {task.name}", stop, settings.num_generations)
     rewards = [writer.watch(function) for function in rewards_of(task)]
     heldout = leave_out_long(heldout_problems(task, settings), tokenizer, settings, profile.max_seq_length, "held-out")
 
     def measure(policy: Any) -> dict[str, int]:
-        return progress.heldout_counts(policy, tokenizer, task, heldout, settings.max_completion_length)
+        return callbacks.heldout_counts(policy, tokenizer, task, heldout, settings.max_completion_length)
 
-    watchers = [progress.LiveCurve()] if progress.someone_watches() else []
+    watchers = [callbacks.LiveCurve()] if callbacks.someone_watches() else []
     grpo = checkpoints.with_safe_checkpoints(trainer_class(plan.trainer, on_gpu=profile.uses_gpu))(
         model=model,
         reward_funcs=rewards,
         args=grpo_config(settings, profile, seed=plan.seed, out=folder),
         train_dataset=ordered,
         processing_class=tokenizer,
-        callbacks=[writer, progress.HeldOut(folder, measure, settings.heldout_every), *watchers,
-                   progress.Clock(folder, started)],
+        callbacks=[writer, callbacks.HeldOut(folder, measure, settings.heldout_every), *watchers,
+                   callbacks.Clock(folder, started)],
     )
     grpo.remove_callback(PrinterCallback)  # it prints every log as a dictionary; the log is on disk
     return grpo
@@ -292,9 +291,9 @@ def _bytes_on_disk(model: Any) -> float:
 
 def _save(grpo: GRPOTrainer, folder: Path, record: dict[str, Any]) -> None:
     """Save the policy's adapter, and not TRL's copy of the reference, in one step; then the run is a finished one."""
-    policy = grpo.accelerator.unwrap_model(grpo.model)
     from problama_utils.engine.layers import first_broken_weight
 
+    policy = grpo.accelerator.unwrap_model(grpo.model)
     if name := first_broken_weight(policy, trained=True):
         raise checkpoints.NotFinite(f"the weight {name} is not finite at step {grpo.state.global_step}")
     part, adapter = folder / "adapter.part", folder / run_folder.ADAPTER_FOLDER
@@ -350,7 +349,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for metric, title in monitoring.reward_curves(log).items():
         first, last = monitoring.first_and_last(log, metric)
         print(f"{title:>15}: {first:.2f} in the first 5 steps, {last:.2f} in the last 5")
-
-
-if __name__ == "__main__":
-    main()

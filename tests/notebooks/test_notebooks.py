@@ -47,7 +47,7 @@ def test_cells_are_few_and_short_and_the_prose_is_enough_to_teach_from(path):
     lengths = [len(cell.source.splitlines()) for cell in code_of(notebook)]
     words = sum(len(cell.source.split()) for cell in notebook.cells if cell.cell_type == "markdown")
     assert 40 <= len(notebook.cells) <= 60
-    assert statistics.median(lengths) <= 10 and max(lengths) <= 40
+    assert statistics.median(lengths) <= 10 and max(lengths) <= 30
     assert words >= 1000
 
 
