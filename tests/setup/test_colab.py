@@ -110,7 +110,7 @@ def colab(request):
     folder = cache_dir() / f"colab-run-{request.param}-{os.getpid()}"
     try:
         runtime = Colab(request.param, folder)
-        before, verdict = runtime.versions(), runtime.run("-m", "problama_utils.setup.preflight", PYTHONPATH=str(ROOT))
+        before, verdict = runtime.versions(), runtime.run("-m", "problama_utils.setup", PYTHONPATH=str(ROOT))
         cell = "".join(code_cells(NOTEBOOKS[0])[0]["source"])
         started = time.monotonic()
         done = runtime.run("-c", cell)
@@ -146,7 +146,7 @@ def test_a_lora_is_attached_on_colab_and_the_preflight_lets_it_run(colab):
     done = runtime.run("-c", ATTACH, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stdout.strip().splitlines()[-1]) > 100_000
-    verdict = runtime.run("-m", "problama_utils.setup.preflight", PYTHONPATH=str(ROOT))
+    verdict = runtime.run("-m", "problama_utils.setup", PYTHONPATH=str(ROOT))
     assert verdict.returncode == 0 and "warning  packages" not in verdict.stdout, verdict.stdout
 
 
