@@ -313,8 +313,9 @@ def describe(settings: object, prefix: str = "") -> str:
 
 
 def course_root() -> Path:
-    """Return the folder of the checkout that holds this package."""
-    return Path(__file__).resolve().parent.parent
+    """Return the folder that holds `assets/`: the checkout; where the package was installed as a wheel, itself."""
+    package = Path(__file__).resolve().parent
+    return package if (package / "assets").is_dir() else package.parent
 
 
 def path_variable(name: str) -> str:
@@ -352,8 +353,9 @@ def _folder_of(variable: str, default: Path) -> Path:
 
 
 def runs_dir() -> Path:
-    """Return the folder that trainings write to: PROBLAMA_RUNS, or `runs/` in the checkout."""
-    return _folder_of("PROBLAMA_RUNS", course_root() / "runs")
+    """Return the folder that trainings write to: PROBLAMA_RUNS, or `runs/` in the checkout (a wheel: where you are)."""
+    checkout = course_root()
+    return _folder_of("PROBLAMA_RUNS", (checkout if checkout.name != "problama_utils" else Path.cwd()) / "runs")
 
 
 def cache_dir() -> Path:

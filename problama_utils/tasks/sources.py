@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from problama_utils import CourseError
-from problama_utils.config import path_variable
+from problama_utils.config import course_root, path_variable
 from problama_utils.setup.hub import clear_text_trouble, scrubbed, shows_token
 
 ASSETS_VARIABLE = "PROBLAMA_ASSETS"
@@ -120,13 +120,12 @@ def show(value: Any) -> str:
 
 
 def assets_folder() -> Path:
-    """Return the folder of the embedded files (`assets/data` of the checkout, or below PROBLAMA_ASSETS).
+    """Return the folder of the embedded files (`assets/data` of the checkout or wheel, or below PROBLAMA_ASSETS).
 
     Raises:
-        DataError: the folder is not there, as after installing a wheel without the repository.
+        DataError: the folder is not there.
     """
-    named = path_variable(ASSETS_VARIABLE)
-    root = Path(named) if named else Path(__file__).resolve().parents[2] / "assets"
+    root = Path(path_variable(ASSETS_VARIABLE) or course_root() / "assets")
     for folder in (root / "data", root):
         if (folder / "riddles.jsonl").is_file():
             return folder

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from problama_utils import CourseError
-from problama_utils.config import GRPOSettings, Profile, course_root, get_profile
+from problama_utils.config import GRPOSettings, Profile, get_profile
 from problama_utils.grpo.by_hand import reference_step
 from problama_utils.rewards.slides import total_reward
 
@@ -98,7 +98,8 @@ def compare_with_trl(ids: Sequence[str], *, seed: int) -> Comparison:
     """
     command = [sys.executable, "-m", "problama_utils.training.comparison", str(seed), *ids]
     apart = {"CUDA_VISIBLE_DEVICES": "", "PROBLAMA_PROFILE": "cpu", "PROBLAMA_MODEL": "", "PYTHONUTF8": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=course_root(), env={**os.environ, **apart})
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2],
+                          env={**os.environ, **apart})
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise CourseError(f"The comparison with TRL ended without a result ({last}): free some memory and run it "

@@ -20,7 +20,7 @@ import platform
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -338,12 +338,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train one task with GRPO and write a run folder.")
     parser.add_argument("task", help="riddles, piqa, or a task of your own: my_task.py:NAME")
     parser.add_argument("--profile", help="cpu, colab-t4 or slides (default: by hardware)")
+    parser.add_argument("--steps", type=int, help="optimiser steps, instead of the profile's")
     parser.add_argument("--seed", type=int, default=3407)
     parser.add_argument("--out", help="run folder (default: runs/<task>); an unfinished run in it is resumed")
     parser.add_argument("--anew", action="store_true", help="start anew, ignoring what the folder holds")
     options = parser.parse_args(arguments)
     profile = get_profile(options.profile) if options.profile else detect_profile()
-    folder = run_grpo(options.task, profile, seed=options.seed, out=options.out, resume=not options.anew)
+    task = get_task(options.task)
+    if options.steps is not None:
+        settings = replace(task_settings(task, profile), max_steps=options.steps)
+        if task.settings:
+            task = replace(task, settings=settings)
+        else:
+            profile = replace(profile, **{task.name: settings})
+    folder = run_grpo(task, profile, seed=options.seed, out=options.out, resume=not options.anew)
     print(f"{'problems from':>15}: {monitoring.read_run(folder)['source']}")
     log = monitoring.read_log(folder)
     for metric, title in monitoring.reward_curves(log).items():

@@ -97,7 +97,7 @@ def first_cause(folder):
 
 
 def test_a_training_that_learns_is_healthy(train):
-    assert first_cause(train(RIGHT, WRONG, **TREND)) == "healthy"
+    assert first_cause(train(RIGHT, WRONG, **TREND | {"max_steps": 36})) == "healthy"
 
 
 def test_a_training_with_four_new_tokens_is_truncated_and_told_how_many_to_give(train):
@@ -171,17 +171,19 @@ def test_a_training_of_four_steps_is_too_short_to_tell(train):
     ("changes", "cause"),
     [
         ({"max_completion_length": 4, "few_shot": True, "learning_rate": 1e-5}, "completions truncated"),
-        ({"max_completion_length": 48}, "format unreachable"),
+        ({"max_completion_length": 48, "system": "Answer with one short sentence."}, "format unreachable"),
         ({"learning_rate": 1.0, "few_shot": True}, "learning rate too high"),
     ],
 )
 def test_a_training_of_the_embedded_model_that_fails_is_told_why(changes, cause, seed, tmp_path):
+    from problama_utils.tasks.riddles import RIDDLES
     from problama_utils.training.run import run_grpo
 
-    settings = dataclasses.replace(SMALL, **{"max_completion_length": 16, "num_generations": 4, "max_steps": 6,
-                                             "dataset_size": 4, "difficulty": 1, **changes})
-    profile = dataclasses.replace(get_profile("cpu"), riddles=settings)
-    assert first_cause(run_grpo("riddles", profile, seed=seed, out=tmp_path, strict=False)) == cause
+    settings = {"max_completion_length": 16, "num_generations": 4, "max_steps": 6, "dataset_size": 4, "difficulty": 1,
+                "system": RIDDLES.system, **changes}
+    asked = dataclasses.replace(RIDDLES, system=settings.pop("system"))  # a prompt that names no tags gets none
+    profile = dataclasses.replace(get_profile("cpu"), riddles=dataclasses.replace(SMALL, **settings))
+    assert first_cause(run_grpo(asked, profile, seed=seed, out=tmp_path, strict=False)) == cause
 
 
 def test_the_shipped_riddle_runs_are_healthy():
