@@ -30,7 +30,7 @@ from typing import Any
 from problama_utils import CourseError
 from problama_utils.config import Profile, detect_profile
 from problama_utils.evaluation.records import RecordFile, read_records, unescaped
-from problama_utils.evaluation.scoring import MAX_NEW_TOKENS, lettered, read_letters, science_prompts, score_questions
+from problama_utils.evaluation.scoring import MAX_NEW_TOKENS, lettered, question_prompts, read_letters, score_questions
 from problama_utils.model.adapters import CONFIG as ADAPTER_CONFIG
 from problama_utils.model.adapters import read_config
 from problama_utils.monitoring.run_folder import ADAPTER_FOLDER, RUN_FILE
@@ -184,7 +184,7 @@ def _regraded(row: dict[str, str], own: Mapping[str, Mapping[str, Any]] | None) 
     letters = read_letters(completion, LETTERS[:size], question["choices"])
     if own is None and any(row[name] and not letter for name, letter in letters.items()):
         return None  # read as one letter beside an option's text, such as "A: C" where option A is carbon's symbol
-    return {**row, **{name: letter or "" for name, letter in letters.items()}}
+    return {**row, **letters}
 
 
 def measure(
@@ -211,9 +211,10 @@ def measure(
             missing = _missing(tokenizer, rows, policy.label, system, files[name])
             _advance(bar, len(rows) - len(missing))
             for part in _parts(missing, questions_at_once):
-                found = score_questions(model, tokenizer, part, policy=policy.label, system=system, weights=weights)
-                files[name].append({**record, "completion": shareable(record["completion"], name == "own")}
-                                   for record in found)
+                found = score_questions(model, tokenizer, "science", part, policy=policy.label, system=system,
+                                        weights=weights)
+                found["completion"] = [shareable(text, name == "own") for text in found.completion]
+                files[name].append(found.to_dict("records"))
                 asked += len(part)
                 _advance(bar, len(part))
     if not asked:
@@ -237,7 +238,7 @@ def _missing(tokenizer: Any, rows: Sequence[Mapping[str, Any]], label: str, syst
     """Return the rows without a record, short ones first, so that a batch holds equals."""
     rows = [lettered(row) for row in rows]
     missing = []
-    for row, (_, digest) in zip(rows, science_prompts(tokenizer, rows, system=system), strict=True):
+    for row, (_, digest) in zip(rows, question_prompts(tokenizer, rows, system=system), strict=True):
         if not file.has({"policy": label, "system": system, "id": row["id"], "prompt_hash": digest}):
             missing.append(row)
     return sorted(missing, key=lambda row: len(row["question"]) + sum(map(len, row["choices"])))

@@ -63,14 +63,14 @@ def face(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], object
 
     Args:
         package: the room's `__name__`.
-        names: module of the room → the names that it gives to the face, separated by spaces.
+        names: module of the room (".config": one beside the room) → names that it gives, separated by spaces.
     """
     where = {name: module for module, offered in names.items() for name in offered.split()}
 
     def __getattr__(name: str) -> object:
         if name not in where:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{package}.{where[name]}"), name)
+        return getattr(importlib.import_module(f".{where[name]}", package), name)
 
     return __getattr__, lambda: sorted(where), sorted(where)
 

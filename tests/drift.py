@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.util import resolve_name
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -125,7 +126,7 @@ class Reader:
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "face":
                 for module, names in ast.literal_eval(node.args[1]).items():
                     if name in names.split():
-                        return f"{face}.{module}.{name}"
+                        return f"{resolve_name(f'.{module}', face)}.{name}"
         return path
 
     def definition(self, path: str) -> tuple[ast.AST, dict] | None:

@@ -3,8 +3,7 @@
 from problama_utils import face
 
 __getattr__, __dir__, __all__ = face(__name__, {
-    "scoring": "score_piqa score_piqa_likelihood score_riddles "
-               "score_science score_science_likelihood share_with_interval",
+    "scoring": "score_questions score_task share_with_interval",
     "records": "read_records",
     "tables": "summarise",
     "uncertainty": "counts_giving gains_and_losses mcnemar standard_error two_level_interval wilson_interval",

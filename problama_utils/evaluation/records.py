@@ -157,6 +157,20 @@ def check_same_prompts(table: pd.DataFrame) -> None:
         raise CourseError(f"Policy {row.policy!r} has two records for question {row.id!r}: keep only one of its files.")
 
 
+def with_verdicts(table: pd.DataFrame) -> pd.DataFrame:
+    """Return records with a column for each verdict: those that `read_records` describes, as far as their way is there.
+    """
+    for name, column in (("strict", "strict"), ("lenient", "lenient"), ("likelihood", "chosen"),
+                         ("likelihood_norm", "chosen_norm")):
+        if column in table:
+            table[f"correct_{name}"] = table[column] == table.right
+    if "strict" in table:
+        table["unparsed"], table["unread"] = table.strict == "", table.lenient == ""
+    if "scores" in table:
+        table["chance"] = [1 / len(scores) for scores in table.scores]
+    return table
+
+
 def _table(path: Path) -> pd.DataFrame:
     import pandas as pd
 
@@ -168,12 +182,9 @@ def _table(path: Path) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=COLUMNS)
     table.insert(0, "data", path.stem.split("_")[0])
     table["system"] = table.system == "1"
-    for name, column in (("strict", "strict"), ("lenient", "lenient"), ("likelihood", "chosen"),
-                         ("likelihood_norm", "chosen_norm")):
-        table[f"correct_{name}"] = table[column] == table.right
-    table["unparsed"], table["unread"] = table.strict == "", table.lenient == ""
-    table["chance"] = [1 / len(scores.split()) for scores in table.scores]
-    return table
+    table["scores"] = [[float(score) for score in scores.split()] for scores in table.scores]
+    table["completion"] = table.completion.map(unescaped)
+    return with_verdicts(table)
 
 
 def _parse(line: bytes, columns: Sequence[str]) -> dict[str, str] | None:

@@ -32,7 +32,7 @@ def test_a_killed_study_goes_on_and_ends_with_the_same_records(tmp_path, monkeyp
     real, calls = arc_study.score_questions, []
 
     def killed(*arguments, **how):
-        calls.append(len(arguments[2]))
+        calls.append(len(arguments[3]))
         if len(calls) == 3:
             raise KeyboardInterrupt
         return real(*arguments, **how)

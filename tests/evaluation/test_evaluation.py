@@ -6,15 +6,11 @@ import pytest
 from benchmarks import arc_study
 from problama_utils import CourseError
 from problama_utils.config import get_profile
-from problama_utils.evaluation.records import COLUMNS, RecordFile
+from problama_utils.evaluation.records import COLUMNS, RecordFile, read_records
 from problama_utils.evaluation.scoring import (
     lettered,
-    score_piqa,
-    score_piqa_likelihood,
     score_questions,
-    score_riddles,
-    score_science,
-    score_science_likelihood,
+    score_task,
     share_with_interval,
     text_log_likelihoods,
 )
@@ -79,35 +75,54 @@ def test_sampling_is_repeatable_by_its_seed(policy, monkeypatch, fast, seed):
 
 
 def test_prompts_are_the_same_for_every_policy_and_differ_with_the_system_prompt(policy):
-    a, b, c = (score_science(*policy, SCIENCE, policy=name, system=system, max_new_tokens=2)
+    a, b, c = (score_questions(*policy, "science", SCIENCE, policy=name, system=system, max_new_tokens=2)
                for name, system in (("x", True), ("y", True), ("x", False)))
     assert a.prompt_hash.tolist() == b.prompt_hash.tolist() and not set(a.prompt_hash) & set(c.prompt_hash)
 
 
 def test_every_question_leaves_one_record_with_a_verdict(policy):
     physical, riddles = (list(load("heldout", source="embedded"))[:3] for load in (load_piqa, load_riddles))
-    tables = [score_science_likelihood(*policy, SCIENCE, policy="p"),
-              score_piqa_likelihood(*policy, physical, policy="p"),
-              score_piqa(*policy, physical, policy="p", max_new_tokens=2),
-              score_riddles(*policy, riddles, policy="p", max_new_tokens=2)]
+    tables = [score_questions(*policy, "science", SCIENCE, policy="p", max_new_tokens=2),
+              score_questions(*policy, "piqa", physical, policy="p", few_shot=True, max_new_tokens=2),
+              score_task(*policy, "piqa", physical, policy="p", max_new_tokens=2),
+              score_task(*policy, "riddles", riddles, policy="p", max_new_tokens=2)]
     assert [len(table) for table in tables] == [3, 3, 3, 3]
     assert set(tables[3].verdict) <= {"right", "wrong", "unjudged"}
+    assert tables[1].completion.tolist() == tables[2].completion.tolist(), "the same prompts and greedy answers"
+    assert set(tables[1].right) <= {"A", "B"} and tables[1].chance.tolist() == [0.5] * 3
 
 
-def test_a_record_holds_both_ways_of_answering(policy):
-    found = score_questions(*policy, SCIENCE, policy="p", system=True, max_new_tokens=3)
-    table = score_science_likelihood(*policy, SCIENCE, policy="p", system=True)
-    generated = score_science(*policy, SCIENCE, policy="p", system=True, max_new_tokens=3)
-    assert all(set(record) == set(COLUMNS) for record in found)
-    assert [record["chosen"] for record in found] == table.chosen.tolist()
-    assert [record["chosen_norm"] for record in found] == table.chosen_norm.tolist()
-    assert [record["completion"] for record in found] == generated.completion.tolist()
-    assert [record["prompt_hash"] for record in found] == generated.prompt_hash.tolist()
+def test_a_record_holds_both_ways_of_answering_and_is_the_same_from_disk(policy, tmp_path):
+    both = score_questions(*policy, "science", SCIENCE, policy="p", max_new_tokens=3)
+    known, told = (score_questions(*policy, "science", SCIENCE, policy="p", ways=way, max_new_tokens=3)
+                   for way in ("likelihood", "letters"))
+    assert set(known.columns) | set(told.columns) == set(both.columns) >= set(COLUMNS)
+    assert not {"completion", "unread"} & set(known.columns) and not {"scores", "chance"} & set(told.columns)
+    for alone in (known, told):
+        assert alone.equals(both[alone.columns])
+    RecordFile(tmp_path / "own_p.csv").append(both.to_dict("records"))
+    read = read_records(tmp_path).drop(columns="data")
+    assert read.columns.tolist() == both.columns.tolist()
+    for name in both.columns.drop("scores"):  # of which three decimals are kept
+        assert read[name].tolist() == both[name].tolist(), name
+
+
+@pytest.mark.parametrize("ways", ["letter", [], ["letters", "guess"], ""])
+def test_an_unknown_way_of_asking_is_refused(policy, ways):
+    with pytest.raises(CourseError, match="letters, likelihood"):
+        score_questions(*policy, "science", SCIENCE, policy="p", ways=ways)
+
+
+def test_a_task_without_options_is_refused_as_questions_and_no_questions_at_all_too(policy):
+    with pytest.raises(CourseError, match="0 choices"):
+        score_questions(*policy, "riddles", list(load_riddles("heldout", source="embedded"))[:1], policy="p")
+    with pytest.raises(CourseError, match="no questions"):
+        score_questions(*policy, "science", [], policy="p")
 
 
 def test_the_likeliest_choice_wins_whatever_its_letter(policy):
     scores = text_log_likelihoods(*policy, [("Question: Q?\nAnswer:", f" {choice}") for choice in ROW["choices"]])
-    chosen = score_science_likelihood(*policy, [ROW], policy="p").chosen[0]
+    chosen = score_questions(*policy, "science", [ROW], policy="p", system=False, ways="likelihood").chosen[0]
     assert chosen == "ABC"[scores.index(max(scores))]
 
 
@@ -150,17 +165,18 @@ QUESTIONS = [  # reason, question, what the policy says, expected strict letter,
 def test_odd_questions_and_answers_are_scored_as_their_row_says(policy, monkeypatch, reason, row, says, strict, lenient,
                                                                 right):
     saying(monkeypatch, says)
-    record = score_questions(*policy, [row], policy="p", system=False)[0]
-    assert (record["strict"], record["lenient"], record["right"]) == (strict, lenient, right)
-    assert len(record["scores"]) == len(row["choices"]) and record["chosen"] in "ABCDE"[: len(row["choices"])]
+    record = score_questions(*policy, "science", [row], policy="p", system=False).iloc[0]
+    assert (record.strict, record.lenient, record.right) == (strict or "", lenient or "", right)
+    assert len(record.scores) == len(row["choices"]) and record.chosen in "ABCDE"[: len(row["choices"])]
+    assert (record.unparsed, record.unread) == (strict is None, lenient is None)
 
 
 def test_both_options_of_a_pair_are_known_to_its_reader(policy, monkeypatch):
     pair = {"id": "1", "goal": "?", "sol1": "light bulb B", "sol2": "light bulb A", "label": 1}
     for says, letter in (("<answer>bulb B</answer>", None), ("<answer>B: light bulb A</answer>", "B")):
         saying(monkeypatch, says)
-        row = score_piqa(*policy, [pair], policy="p").iloc[0]
-        assert row.letter == letter or letter is None and row.strict == row.lenient == "unjudged"
+        row = score_questions(*policy, "piqa", [pair], policy="p", few_shot=True).iloc[0]
+        assert row.strict == letter or letter is None and row.unparsed and row.unread
 
 
 REFUSED = [

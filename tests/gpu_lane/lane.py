@@ -45,7 +45,7 @@ def measurements(model: Any, tokenizer: Any) -> dict[str, Any]:
 
     riddles = list(load_riddles("heldout", difficulty=1))[:16]
     questions = list(load_science("test"))[:6]
-    answers = evaluation.score_riddles(model, tokenizer, riddles, policy="lane", max_new_tokens=12)
+    answers = evaluation.score_task(model, tokenizer, "riddles", riddles, policy="lane", max_new_tokens=12)
     return {"completions": list(answers.completion), "correct": int(answers.correct.sum()),
             "scores": evaluation.choice_scores(model, tokenizer, questions, system=True)}  # fmt: skip
 

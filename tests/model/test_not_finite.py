@@ -61,11 +61,11 @@ WAYS = {
                                                                                     min_new_tokens=2)),
     "greedy completions": lambda m, t: complete(m, t, CHATS, max_new_tokens=3),
     "sampled completions": lambda m, t: complete(m, t, CHATS, max_new_tokens=3, temperature=1.0),
-    "science letters": lambda m, t: evaluation.score_science(m, t, SCIENCE, policy="x", system=True),
-    "science choices": lambda m, t: evaluation.score_science_likelihood(m, t, SCIENCE, policy="x"),
-    "science both": lambda m, t: evaluation.score_questions(m, t, SCIENCE, policy="x", system=False),
-    "physical letters": lambda m, t: evaluation.score_piqa(m, t, PHYSICAL, policy="x"),
-    "physical choices": lambda m, t: evaluation.score_piqa_likelihood(m, t, PHYSICAL, policy="x"),
+    "science letters": lambda m, t: evaluation.score_questions(m, t, "science", SCIENCE, policy="x", ways="letters"),
+    "science choices": lambda m, t: evaluation.score_questions(m, t, "science", SCIENCE, policy="x", ways="likelihood"),
+    "science both": lambda m, t: evaluation.score_questions(m, t, "science", SCIENCE, policy="x", system=False),
+    "physical letters": lambda m, t: evaluation.score_questions(m, t, "piqa", PHYSICAL, policy="x", few_shot=True),
+    "physical, judged": lambda m, t: evaluation.score_task(m, t, "piqa", PHYSICAL, policy="x"),
 }  # fmt: skip
 OWN = {way: ask for way, ask in WAYS.items() if "rollouts" not in way}  # those that other models and GPUs use as well
 
