@@ -42,7 +42,8 @@ SLIDE_CURVES = {
     "reward": "Total Reward",
 }
 
-# The most each can be (the amounts of `rewards.slides`). Curves are drawn from 0 to here, so none looks too steep.
+# The most each can be (the amounts of `rewards.slides`; a task of one's own says its `maxima`). Curves are drawn from 0
+# to here, so none looks too steep.
 CEILINGS = {
     "rewards/correct_answer_reward/mean": 2.0,
     "rewards/short_response_reward/mean": 0.5,
@@ -66,6 +67,7 @@ def read_log(folder: str | Path) -> pd.DataFrame:
     if (folder / LOG_FILE).exists():
         path = folder / LOG_FILE
         table = csv_table(path)
+        table.attrs["maxima"] = _maxima(folder)
     elif (folder / STATE_FILE).exists():
         path = folder / STATE_FILE
         table = state_table(path)
@@ -153,16 +155,28 @@ def reward_curves(log: pd.DataFrame) -> dict[str, str]:
     return curves
 
 
-def ceiling(log: pd.DataFrame, metric: str) -> float | None:
-    """Return the most that a reward of the slides can be; None where it is not known.
+def _maxima(folder: Path) -> dict[str, float]:
+    """Return metric → the most it can be, of a run of a task that says its own; nothing where its record does not."""
+    path = next((folder / name for name in (RUN_FILE, PLAN_FILE) if (folder / name).exists()), None)
+    try:
+        record = json_object(path) if path else {}
+        named = zip(record.get("rewards", ()), record.get("maxima", ()), strict=False)
+        return {f"rewards/{name}/mean": float(most) for name, most in named}
+    except (CourseError, TypeError, ValueError):  # a curve without its dotted line is still the curve
+        return {}
 
-    The sum's is known only where no other reward takes part in it, and none is where the log itself goes beyond.
+
+def ceiling(log: pd.DataFrame, metric: str) -> float | None:
+    """Return the most that a reward can be: the slides', or one of a task that says it; None where it is not known.
+
+    The sum's is known only where that of every part is, and none is where the log itself goes beyond.
     """
     values = column(log, metric)
+    known = CEILINGS | log.attrs.get("maxima", {})
     parts = [name for name in log.columns if isinstance(name, str) and REWARD_COLUMN.fullmatch(name)]
-    most = CEILINGS.get(metric)
+    most = known.get(metric)
     if metric == "reward" and parts:
-        most = sum(CEILINGS[name] for name in parts) if set(parts) <= set(CEILINGS) else None
+        most = sum(known[name] for name in parts) if set(parts) <= set(known) else None
     return most if most is not None and values.between(-1e-6, most + 1e-6).all() else None
 
 

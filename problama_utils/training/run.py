@@ -79,7 +79,8 @@ class Plan:
                   "seed": self.seed, "model": Path(model_source(self.profile)).name, "trainer": self.trainer,
                   "data_fingerprint": self.data_fingerprint}
         if self.task != TASKS.get(self.task.name):  # what the course's own tasks are, their names say
-            stored |= {"rewards": [reward.__name__ for reward in rewards_of(self.task)], "chance": self.task.chance}
+            stored |= {"rewards": [reward.__name__ for reward in rewards_of(self.task)], "chance": self.task.chance,
+                       "maxima": self.task.maxima}
         return stored
 
 

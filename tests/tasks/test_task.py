@@ -7,7 +7,7 @@ import pytest
 
 from problama_utils import CourseError
 from problama_utils.config import GRPOSettings, get_profile
-from problama_utils.monitoring.curves import diagnose, draw_curve, read_log, read_run, reward_curves
+from problama_utils.monitoring.curves import ceiling, diagnose, draw_curve, read_log, read_run, reward_curves
 from problama_utils.rewards.slides import SLIDE_REWARDS, rewards_of
 from problama_utils.tasks.answers import Verdict
 from problama_utils.tasks.base import Task
@@ -73,6 +73,7 @@ def test_a_fourth_task_trains_plots_diagnoses_and_evaluates(own, tiny_model_dir,
     assert folder.name == "sums" and read_run(folder)["rewards"] == ["digits_reward"]
     log = read_log(folder)
     assert reward_curves(log) == {"rewards/digits_reward/mean": "digits_reward", "reward": "Total Reward"}
+    assert ceiling(log, "rewards/digits_reward/mean") == ceiling(log, "reward") == 8.0
     draw_curve(plt.figure().subplots(), log, "rewards/digits_reward/mean")
     plt.close("all")
     assert diagnose(folder).verdict
