@@ -43,14 +43,15 @@ def problem(seed):
 def taught(tiny_model_dir, tmp_path_factory, problem):
     """Return a function: texts → folder of a small policy that writes each of them about equally often.
 
-    After half as many steps it garbles one text in ten, and unlearns that instead of what the test is about.
+    With half as many steps it garbles one text in ten, and unlearns that instead of what the test is about; at a rate
+    that stays as high to the end, one seed in sixteen is just then recovering from a leap and writes nothing of it.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folders = {}
 
-    def teach(*texts, steps=300):
+    def teach(*texts, steps=400):
         if texts in folders:
             return folders[texts]
         tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
@@ -63,9 +64,11 @@ def taught(tiny_model_dir, tmp_path_factory, problem):
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         labels[:, :start] = -100
         optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+        decay = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1, 2 - 2 * step / steps))
         for _ in range(steps):
             model(**batch, labels=labels).loss.backward()
             optimiser.step()
+            decay.step()
             optimiser.zero_grad()
         folders[texts] = tmp_path_factory.mktemp("taught")
         model.save_pretrained(folders[texts])
