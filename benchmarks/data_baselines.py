@@ -1,7 +1,7 @@
 """Measure what the embedded model knows of the kit's own problems before any training, level by level.
 
-    python benchmarks/data_baselines.py            # 10 to 15 minutes of one core
-    python benchmarks/data_baselines.py --limit 8  # a look: the first rows of each level only, nothing is written
+    python -m benchmarks.data_baselines            # 10 to 15 minutes of one core
+    python -m benchmarks.data_baselines --limit 8  # a look: the first rows of each level only, nothing is written
 
 Riddles are answered in two ways: by the log-likelihood of the four words of the bank, and open-ended with the slides'
 two examples (greedily, and by sampling), graded strictly. Physical pairs and science questions are answered by the

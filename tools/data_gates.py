@@ -20,8 +20,9 @@ FREE_WORDS = frozenset(
 COUNTS = {  # data set -> gate -> (least, most) rows; the sizes
     "riddles": {"rows": (800, 800), "train rows": (640, 640), "held-out rows": (160, 160), "level 1": (480, 800),
                 "level 1, train": (384, 640), "level 3": (120, 800)},
-    "physical": {"rows": (600, 600), "train rows": (480, 480), "held-out rows": (120, 120)},
-    "science": {"rows": (240, 240), "level 1": (120, 120), "level 2": (120, 120)},
+    "physical": {"rows": (2400, 2400), "train rows": (2000, 2000), "held-out rows": (400, 400), "level 1": (960, 960),
+                 "level 2": (960, 960), "level 3": (480, 480)},
+    "science": {"rows": (400, 400), "level 1": (200, 200), "level 2": (200, 200)},
 }
 
 

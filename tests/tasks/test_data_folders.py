@@ -200,7 +200,7 @@ def test_riddles_have_no_public_source_so_they_stay_ours_beside_real_data_and_sa
     load_riddles("heldout")
     assert capsys.readouterr().err == ("No Problama: riddles from the course's own riddles.jsonl (PROBLAMA_DATA holds "
                                        "none).\n")
-    assert len(load_piqa(source="embedded")) == 480
+    assert len(load_piqa(source="embedded")) == 2000
 
 
 def test_the_default_is_quiet_and_described(capsys):

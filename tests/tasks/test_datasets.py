@@ -64,8 +64,8 @@ def piqa_files(folder: Path, goals: list[str], labels: list[str], stem: str = "v
 
 
 @pytest.mark.parametrize(("task", "split", "rows"), [("riddles", "train", 640), ("riddles", "heldout", 160),
-                                                     ("physical", "train", 480), ("physical", "heldout", 120),
-                                                     ("science", "test", 240)])
+                                                     ("physical", "train", 2000), ("physical", "heldout", 400),
+                                                     ("science", "test", 400)])
 def test_embedded_splits_have_their_documented_columns_and_sizes(task, split, rows):
     dataset = LOADERS[task](split)
     assert tuple(dataset.column_names) == COLUMNS[task]
@@ -111,12 +111,12 @@ def test_importing_and_loading_needs_no_torch():
 
 
 @pytest.mark.slow
-def test_the_command_finds_800_600_and_240_problems_and_every_gate_green():
+def test_the_command_finds_800_2400_and_400_problems_and_every_gate_green():
     done = subprocess.run([sys.executable, "-m", "tools.check_data"], capture_output=True, text=True,
                           cwd=Path(datasets.__file__).parents[2])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "RED" not in done.stdout
-    for data, rows in (("riddles", 800), ("physical", 600), ("science", 240)):
+    for data, rows in (("riddles", 800), ("physical", 2400), ("science", 400)):
         assert re.search(rf"^{data} +rows +{rows} .*green$", done.stdout, re.MULTILINE)
 
 
@@ -221,7 +221,7 @@ def test_piqas_test_split_is_refused_with_the_reason():
 def test_problama_data_is_used_where_it_holds_the_task_and_the_embedded_file_elsewhere(tmp_path, monkeypatch):
     monkeypatch.setenv("PROBLAMA_DATA", str(write(tmp_path, "physical", PAIR)))
     assert len(load_piqa()) == 1
-    assert len(load_piqa(source="embedded")) == 480
+    assert len(load_piqa(source="embedded")) == 2000
     assert len(load_riddles()) == 640
 
 

@@ -171,7 +171,7 @@ def test_the_command_prints_every_source_and_returns_1_when_a_gate_is_red(monkey
     monkeypatch.setattr(report, "embedded_gates", lambda: shipped)
     assert report.main() == 0
     printed = capsys.readouterr().out
-    for text in ("riddles", "640", "160", "physical", "480", "120", "science", "240", "green"):
+    for text in ("riddles", "640", "160", "physical", "2,000", "400", "science", "green"):
         assert text in printed
     assert "RED" not in printed
     monkeypatch.setattr(report, "embedded_gates", lambda: [gates.Gate("riddles", "rows", 799, 800, 800)])
