@@ -126,7 +126,7 @@ def _load_with_unsloth(profile: Profile, source: str) -> tuple[Any, Any]:
         return FastLanguageModel.from_pretrained(
             model_name=source,
             max_seq_length=profile.max_seq_length,
-            max_lora_rank=profile.max_lora_rank,
+            max_lora_rank=profile.lora.r,  # vLLM reserves room for it
             load_in_4bit=profile.load_in_4bit,
             fast_inference=samples_with_vllm(profile),
             gpu_memory_utilization=profile.gpu_memory_utilization,
