@@ -257,7 +257,7 @@ def detect_profile() -> Profile:
     if not torch.cuda.is_available():
         return get_profile("cpu")
     memory_gb, capability = torch.cuda.get_device_properties(0).total_memory / 1e9, torch.cuda.get_device_capability(0)
-    if why := gpu.card_obstacle(memory_gb, capability, unsloth=bool(gpu.installed("unsloth"))):
+    if why := gpu.card_obstacle(memory_gb, capability):
         tell(f"profile cpu, although there is a GPU: {why}.")
         return get_profile("cpu")
     return profile_for_card(memory_gb, capability)

@@ -69,11 +69,11 @@ def test_a_card_is_judged_by_memory_and_capability(gigabytes, capability, expect
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    monkeypatch.setattr(gpu, "installed", lambda name: "2026.10.9")
+    monkeypatch.setattr(gpu, "installed_version", lambda name: "2026.10.9")
     assert detect_profile().name == expected
     said = capsys.readouterr().err
     assert ("although there is a GPU" in said and ": take" in said or ": choose" in said) == (expected == "cpu")
-    monkeypatch.setattr(gpu, "installed", lambda name: "")
+    monkeypatch.setattr(gpu, "installed_version", lambda name: "")
     assert detect_profile().name == "cpu"
     assert "although there is a GPU" in capsys.readouterr().err
 

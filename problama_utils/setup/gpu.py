@@ -25,16 +25,11 @@ OLDEST_CARDS = {13: (7, 5)}
 PLUGIN, NEEDS_PLUGIN = "vllm-bnb-plugin", (0, 28)  # from there on vLLM reads 4-bit weights through a package of its own
 
 
-def installed(name: str) -> str:
-    """Return the release of an installed distribution, "" where it is missing or half removed."""
-    return installed_version(name) or ""
+def card_obstacle(memory_gb: float, capability: tuple[int, int]) -> str:
+    """Return why the GPU profiles cannot train on a card here, with the cure, or "" where they can.
 
-
-def card_obstacle(memory_gb: float, capability: tuple[int, int], *, unsloth: bool) -> str:
-    """Return why the GPU profiles cannot train on a card, with the cure, or "" where they can.
-
-    >>> card_obstacle(15.8, (7, 5), unsloth=True)
-    ''
+    >>> card_obstacle(8.0, (7, 5)).split(":")[0]
+    'the card has 8.0 GB, the GPU profiles need 14'
     """
     if memory_gb < SMALLEST_CARD_GB:
         return (f"the card has {memory_gb:.1f} GB, the GPU profiles need {SMALLEST_CARD_GB:.0f}: take a larger card, "
@@ -42,7 +37,7 @@ def card_obstacle(memory_gb: float, capability: tuple[int, int], *, unsloth: boo
     if capability < OLDEST_CARD:
         return (f"the card has compute capability {capability[0]}.{capability[1]}, unsloth needs {OLDEST_CARD[0]}."
                 f"{OLDEST_CARD[1]}: choose another card (on Kaggle \"GPU T4 x2\")")
-    if not unsloth:
+    if not installed_version("unsloth"):
         return "unsloth is not installed: run `python problama_utils/setup/install.py` in this environment"
     return ""
 
@@ -116,7 +111,8 @@ def samples_with_vllm(profile: Profile) -> bool:
     """
     if not profile.fast_inference:
         return False
-    why = vllm_obstacle(installed("vllm"), four_bits=profile.load_in_4bit, plugin=bool(installed(PLUGIN)))
+    plugin = bool(installed_version(PLUGIN))
+    why = vllm_obstacle(installed_version("vllm"), four_bits=profile.load_in_4bit, plugin=plugin)
     if why:
         _tell_once(f"profile {profile.name} wants vLLM to sample the completions, but {why}: unsloth's own `generate` "
                    "samples instead, which is slower and draws from the same distribution.")

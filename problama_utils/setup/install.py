@@ -57,7 +57,7 @@ def fail(sentence: str) -> None:
 
 
 def wanted_state() -> str:
-    """Return a fingerprint of everything that decides what an installation contains."""
+    """Return a fingerprint of what decides what an installation contains."""
     parts = [(ROOT / name).read_bytes() for name in ("requirements.txt", "pyproject.toml")]
     return hashlib.sha256(b"\0".join([*parts, sys.version.encode()])).hexdigest()
 
@@ -157,69 +157,55 @@ def release(version: str) -> tuple[int, ...]:
 
 
 def fits(version: str, bounds: str) -> bool:
-    """Tell whether a version lies within comma-separated bounds (>=, <=, >, <, ==, !=).
+    """Tell whether a version lies within comma-separated bounds (>=, <, ==).
 
     >>> fits("4.8.5", ">=4.8,<5"), fits("5.0.0", ">=4.8,<5"), fits("4.8rc1", ">=4.8")
     (True, False, False)
     """
     early = bool(re.search(r"\d[-_.]?(a|b|c|rc|alpha|beta|pre|dev)", version.split("+")[0]))
-    for bound in filter(None, (part.strip() for part in bounds.split(","))):
-        sign, limit = re.fullmatch(r"(>=|<=|==|!=|>|<)\s*(\S+)", bound).groups()
+    for bound in filter(None, bounds.split(",")):
+        sign, limit = re.fullmatch(r"\s*(>=|==|<)\s*(\w\S*)\s*", bound).groups()
         left, right = release(version), release(limit)
         same = left == right and (not early or version == limit)
-        holds = {">=": left > right or same, "<=": left <= right, "==": same, "!=": not same,
-                 ">": left > right, "<": left < right}  # fmt: skip
+        holds = {">=": left > right or same, "==": same, "<": left < right}
         if not holds[sign]:
             return False
     return True
 
 
-def installed_version(name: str) -> str | None:
-    """Return the release of a package; None where what Python finds first is missing or half removed.
+def installed_version(name: str) -> str:
+    """Return the release of a package; "" where what Python finds first is missing or half removed.
 
     Libraries ask for versions in the same way, so a sound copy further along the path does not help them.
     """
     try:
-        found = importlib.metadata.version(name)
+        distribution = importlib.metadata.distribution(name)
+        version = str(distribution.version).strip()
+        whole = bool(distribution.metadata["Name"]) and _has_its_modules(distribution)
     except (ImportError, OSError, ValueError, KeyError):  # PackageNotFoundError is an ImportError
-        return None
-    if not isinstance(found, str) or not re.fullmatch(r"v?\d[\w.!+-]*", found.strip()):
-        return None  # "", "unknown"
-    return found.strip() if _whole(name) else None
+        return ""
+    return version if whole and re.fullmatch(r"v?\d[\w.!+-]*", version) else ""  # not "unknown"
+
+
+def _has_its_modules(distribution: importlib.metadata.Distribution) -> bool:
+    listed = [line.split(",")[0] for line in (distribution.read_text("RECORD") or "").splitlines()]
+    modules = [(file,) for file in listed if re.fullmatch(r"[A-Za-z_]\w*(/__init__)?\.py", file)]
+    if not listed:  # an egg-info lists folders, or modules without their suffix
+        tops = (distribution.read_text("top_level.txt") or "").split()
+        modules = [(top, f"{top}.py", f"{top}.so", f"{top}.pyd") for top in tops]
+    return all(any(Path(distribution.locate_file(file)).exists() for file in files) for files in modules)
 
 
 def remains(name: str) -> str:
     """Return the metadata folder of a half-removed package, the first that Python finds, else ""."""
-    try:
-        importlib.metadata.version(name)
-    except (ImportError, OSError, ValueError, KeyError) as error:
-        if isinstance(error, ImportError):  # PackageNotFoundError
-            return ""
     first = next(iter(importlib.metadata.distributions(name=name)), None)
     return "" if first is None or installed_version(name) else str(getattr(first, "_path", name))
 
 
-def _whole(name: str) -> bool:
-    """Tell whether a package's metadata have a name and the modules that they list are there."""
-    try:
-        distribution = importlib.metadata.distribution(name)
-        listed = [line.split(",")[0] for line in (distribution.read_text("RECORD") or "").splitlines()]
-        modules = [(file,) for file in listed if re.fullmatch(r"[A-Za-z_]\w*(/__init__)?\.py", file)]
-        if not listed:  # an egg-info lists folders, or modules without their suffix
-            tops = (distribution.read_text("top_level.txt") or "").split()
-            modules = [(top, f"{top}.py", f"{top}.so", f"{top}.pyd") for top in tops]
-        there = all(any(Path(distribution.locate_file(file)).exists() for file in files) for files in modules)
-        return there and bool(distribution.metadata["Name"])
-    except importlib.metadata.PackageNotFoundError:
-        return True  # no metadata of that name to contradict the version
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-def satisfied(name: str, bounds: str) -> str | None:
-    """Return the installed release of `name` where it lies within `bounds`, else None."""
+def satisfied(name: str, bounds: str) -> str:
+    """Return the installed release of `name` where it lies within `bounds`, else ""."""
     found = installed_version(name)
-    return found if found and fits(found, bounds) else None
+    return found if found and fits(found, bounds) else ""
 
 
 def notebook_host_requirements() -> tuple[list[str], list[str]]:

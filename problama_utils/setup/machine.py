@@ -111,7 +111,7 @@ def lane_obstacle(gpu: Gpu) -> str:
     What the driver does not tell is not held against the card: torch will know.
     """
     memory_gb, capability = gpu.memory_gb or lane.SMALLEST_CARD_GB, gpu.capability or lane.OLDEST_CARD
-    return lane.card_obstacle(memory_gb, capability, unsloth=bool(lane.installed("unsloth")))
+    return lane.card_obstacle(memory_gb, capability)
 
 
 def gpu_obstacle(gpu: Gpu, torch_cuda: str | None) -> str:
@@ -141,7 +141,7 @@ def vllm_sentence() -> str:
     if card is None or installed_version("vllm"):
         return ""
     release, sentence = lane.vllm_for(driver=card.driver, capability=card.capability, system=_system(), host=_host(),
-                                      torch=installed_version("torch") or "", torch_cuda=_torch_cuda())  # fmt: skip
+                                      torch=installed_version("torch"), torch_cuda=_torch_cuda())  # fmt: skip
     rest = "only profile slides samples with it" if release else "completions are sampled without it, more slowly"
     return f"No Problama: {sentence}; {rest}.\n"
 

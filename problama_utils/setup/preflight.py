@@ -20,9 +20,9 @@ from problama_utils.model.weights import NEEDED_BYTES
 from problama_utils.setup.gpu import GPU_LOCK, PLUGIN, vllm_for, vllm_obstacle
 from problama_utils.setup.hub import SWITCH, UNGATED_COPIES, is_gated, loads_a_copy, on_hub, refusal_sentence
 from problama_utils.setup.install import NEEDED_GB as INSTALLATION_GB
-from problama_utils.setup.install import REFUSED
+from problama_utils.setup.install import NEWEST, OLDEST, REFUSED, fits
 from problama_utils.setup.machine import Machine, gpu_obstacle, lane_obstacle, look, profile_for
-from problama_utils.setup.versions import fits, python_range, tested_pins, wanted_packages
+from problama_utils.setup.versions import tested_pins, wanted_packages
 
 OK, NOTE, WARNING, PROBLEM = "ok", "note", "warning", "problem"
 MEASURED = "assets/results/course.json"
@@ -48,9 +48,10 @@ def run_checks(machine: Machine, profile: Profile, measured: dict[str, Any] | No
         profile: the one that will run.
         measured: the record of a measured course (assets/results/course.json), or None.
     """
-    if not fits(".".join(map(str, machine.python)), python_range()):
-        return [_python(machine)]  # with another Python nothing else means anything
-    checks = [_python(machine), _packages(machine, profile), *_conflicts(machine), *_fast_inference(machine, profile)]
+    python = _python(machine)
+    if python.grade == PROBLEM:
+        return [python]  # with another Python nothing else means anything
+    checks = [python, _packages(machine, profile), *_conflicts(machine), *_fast_inference(machine, profile)]
     checks += [_gpu(machine, profile), *_gpu_memory(machine, profile), _ram(machine, profile, measured)]
     checks += [_disk(machine, profile), _model(machine, profile), _token(machine, profile)]
     return [*checks, _expect(machine, profile, measured)]
@@ -71,9 +72,9 @@ def measured_course() -> dict[str, Any] | None:
 
 def _python(machine: Machine) -> Check:
     found = ".".join(map(str, machine.python))
-    if fits(found, python_range()):
+    if OLDEST <= machine.python[:2] <= NEWEST:
         return Check("Python", OK, f"{found}, {machine.system}, {machine.cores} cores")
-    return Check("Python", PROBLEM, f"{found}, the course needs {python_range()}",
+    return Check("Python", PROBLEM, f"{found}, which cannot run the course",
                  "install Python 3.11, 3.12 or 3.13 and run `make course PYTHON=python3.11`")
 
 

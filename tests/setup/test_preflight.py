@@ -16,9 +16,10 @@ from problama_utils.setup import machine as machine_module
 from problama_utils.setup import preflight
 from problama_utils.setup import versions as tested_versions
 from problama_utils.setup.hub import UNGATED_COPIES
+from problama_utils.setup.install import fits
 from problama_utils.setup.machine import Gpu, Machine, complaint_of, look, parse_nvidia_smi, profile_for
 from problama_utils.setup.preflight import NOTE, OK, PROBLEM, WARNING, can_run, measured_course, report, run_checks
-from problama_utils.setup.versions import fits, wanted_packages
+from problama_utils.setup.versions import wanted_packages
 
 T4 = Gpu("Tesla T4", (7, 5), 16.1, 15.8, "580.82.07")
 A100 = Gpu("NVIDIA A100-SXM4-40GB", (8, 0), 42.9, 42.4, "580.95.05")
@@ -182,7 +183,7 @@ def test_one_function_says_which_vllm_goes_with_a_card_and_preflight_and_the_set
     monkeypatch.setattr(machine_module, "_system", lambda: system)
     monkeypatch.setattr(machine_module, "_host", lambda: there["host"])
     monkeypatch.setattr(machine_module, "_torch_cuda", lambda: there["torch_cuda"])
-    monkeypatch.setattr(machine_module, "installed_version", lambda name: {"torch": there["torch"]}.get(name))
+    monkeypatch.setattr(machine_module, "installed_version", lambda name: {"torch": there["torch"]}.get(name, ""))
     shown = machine_module.vllm_sentence()
     assert sentence in shown and shown.count("\n") == 1
     assert ("only profile slides" if release else "sampled without it") in shown
@@ -295,7 +296,7 @@ def test_it_predicts_the_profile_that_the_course_will_pick(card, unsloth, monkey
     monkeypatch.setattr(torch.cuda, "is_available", lambda: card is not None)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=0: card.capability)
-    monkeypatch.setattr(lane, "installed", lambda name: unsloth and "2026.10.9")
+    monkeypatch.setattr(lane, "installed_version", lambda name: "2026.10.9" if unsloth else "")
     assert profile_for(card, "13.0") == detect_profile()
     if card and not unsloth:
         assert detect_profile().name == "cpu"
