@@ -20,7 +20,7 @@ TRLS_VLLM = ((0, 20), (0, 30, 0))  # releases that TRL 1.14.2 works with (trl/im
 GPU_LOCK, LOCKED_VLLM = "requirements-gpu.txt", "0.27.1"  # torch 2.13 from the index: CUDA 13
 VLLMS_OF_TORCH = {(2, 11): ("0.20.0", "0.26.0"), (2, 13): ("0.27.0", LOCKED_VLLM)}  # their metadata; all for CUDA 13
 # CUDA's major release → the first driver that runs it, and the lowest compute capability that it knows
-OLDEST_DRIVERS = {11: 450, 12: 525, 13: 580}
+OLDEST_DRIVERS = {12: 525, 13: 580}
 OLDEST_CARDS = {13: (7, 5)}
 PLUGIN, NEEDS_PLUGIN = "vllm-bnb-plugin", (0, 28)  # from there on vLLM reads 4-bit weights through a package of its own
 
@@ -49,9 +49,6 @@ def vllm_obstacle(version: str, *, four_bits: bool, plugin: bool) -> str:
         version: the installed release, "" = none.
         four_bits: the base model's weights are in 4 bits.
         plugin: the package that reads them for newer releases is installed.
-
-    >>> vllm_obstacle("0.27.1", four_bits=True, plugin=False)
-    ''
     """
     if not version:
         return "vLLM is not installed"
@@ -71,18 +68,9 @@ def vllm_for(*, driver: str, capability: tuple[int, int] | None, system: str, ho
     A notebook host keeps its own torch, so that torch decides there; elsewhere the lock goes into a fresh environment,
     and its torch is built for CUDA 13.
 
-    Args:
-        driver: of the card, such as "580.95.05".
-        capability: of the card; None = not known.
-        system: such as "Linux x86_64".
-        host: "Colab", "Kaggle" or "".
-        torch: the release that is installed, "" = none.
-        torch_cuda: the CUDA release that it was built for, "" = a CPU build, None = not known.
-
-    >>> vllm_for(driver="580.95.05", capability=(8, 0), system="Linux x86_64", host="", torch="", torch_cuda=None)[0]
-    '0.27.1'
+    Args: as in `machine.Machine` and `machine.Gpu`; `torch` is the installed release, "" = none.
     """
-    number, needed = release(driver) if driver[:1].isdigit() else (), OLDEST_DRIVERS[13]
+    needed = OLDEST_DRIVERS[13]
     if system != "Linux x86_64":
         return "", f"there is no vLLM for {system} here: its lock is for Linux on x86_64"
     if capability and capability < OLDEST_CARDS[13]:
@@ -96,7 +84,7 @@ def vllm_for(*, driver: str, capability: tuple[int, int] | None, system: str, ho
             built = f"built for CUDA {torch_cuda}" if torch_cuda else "a build for CPUs"
             return "", (f"{host}'s torch {torch} is {built}, and the vLLM releases for it ({first} to {newest}) come "
                         "for CUDA 13")
-    if number and number[0] < needed:
+    if driver[:1].isdigit() and release(driver)[0] < needed:
         return "", f"vLLM comes for CUDA 13, which needs a driver of {needed} or newer, and this one is {driver}"
     if host and torch:
         return newest, f"`pip install vllm=={newest}` goes with {host}'s torch {torch}; restart the kernel after it"

@@ -254,12 +254,11 @@ def fake_nvidia_smi(folder, script, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
-def test_a_driver_that_does_not_know_compute_cap_is_asked_again_without_it(tmp_path, monkeypatch):
-    script = ('case "$1" in *compute_cap*) echo "Field \\"compute_cap\\" is not a valid field to query."; exit 2;; '
-              '*) echo "Tesla K80, 11441, 11373, 460.32.03";; esac')  # fmt: skip
+def test_a_driver_that_does_not_know_compute_cap_is_to_be_updated(tmp_path, monkeypatch):
+    script = 'echo "Field \\"compute_cap\\" is not a valid field to query."; exit 2'
     fake_nvidia_smi(tmp_path, script, monkeypatch)
     card, note = machine_module._gpu()
-    assert (card.name, card.capability, card.driver, note) == ("Tesla K80", None, "460.32.03", "")
+    assert card is None and note == "its driver is too old: update it to 580 or newer"
 
 
 def test_a_broken_driver_is_quoted_in_one_sentence(tmp_path, monkeypatch):
