@@ -11,6 +11,7 @@ and removes what it began. The notebooks' set-up cell calls `into_notebook_host`
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib
 import importlib.metadata
@@ -110,14 +111,13 @@ def make_environment(folder: Path) -> None:
 
 
 def python_of(folder: Path) -> Path:
-    """Return the interpreter of a virtual environment."""
     return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
 
 def run_steps(python: Path, steps: Iterable[Iterable[str]]) -> int:
     """Run programs of an environment in the checkout, one after the other; return the first exit status but 0."""
-    waiting = {"GOMP_SPINCOUNT": "5000"}  # as the package says, but a test may load torch before the package
-    environment = {**waiting, **os.environ, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}  # UTF-8 under any code page
+    # the spin count as the package says, but a test may load torch before the package; UTF-8 under any code page
+    environment = {"GOMP_SPINCOUNT": "5000", **os.environ, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
     before = signal.signal(signal.SIGINT, lambda *_: None)  # the program that runs decides what Ctrl-C does
     try:
         for arguments in steps:
@@ -131,14 +131,14 @@ def run_steps(python: Path, steps: Iterable[Iterable[str]]) -> int:
 
 
 def requirements(lock: str = "requirements.txt") -> dict[str, str]:
-    """Return the pinned requirements of a lock, `name → pin`, in the file's order."""
+    """Return a lock as name → pin, such as `{"numpy": "numpy==2.4.6"}`."""
     text = (ROOT / lock).read_text(encoding="utf-8")
     lines = (line.split("#")[0].strip() for line in text.splitlines())
     return {re.split(r"[=<>]", line)[0]: line for line in lines if line}
 
 
 def ranges() -> dict[str, str]:
-    """Return the releases that may run the course, `name → range`, such as `{"numpy": ">=2.0"}`."""
+    """Return the releases that may run the course as name → range, such as `{"numpy": ">=2.0"}`."""
     # not tomllib: Python 3.10 has none, and must get as far as the sentence that refuses it
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     block = re.search(r"^dependencies = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)[1]
@@ -146,7 +146,7 @@ def ranges() -> dict[str, str]:
 
 
 def name_and_range(requirement: str) -> tuple[str, str]:
-    """Split a requirement: `"numpy >=2.0"` is ("numpy", ">=2.0")."""
+    """Return `"numpy >=2.0"` as ("numpy", ">=2.0")."""
     return re.fullmatch(r"([\w.-]+)(.*)", requirement.replace(" ", "")).groups()
 
 
@@ -208,19 +208,16 @@ def satisfied(name: str, bounds: str) -> str:
     return found if found and fits(found, bounds) else ""
 
 
-def notebook_host_requirements() -> tuple[list[str], list[str]]:
-    """Return what a notebook host gets: `(kept or replaced under a running kernel, added)`, each as `name==release`.
-
-    Only what the course imports: Jupyter and the tests' tools are not for a rented kernel.
-    """
+def notebook_host_requirements() -> list[str]:
+    """Return what a notebook host gets, as `name==release`: only what the course imports, so no Jupyter, no tests."""
     pins, allowed = requirements(), ranges()
-    kept = []
-    for name in KEPT_ON_NOTEBOOK_HOSTS:
-        own = satisfied(name, allowed[name])
-        kept.append(f"{name}=={own}" if own else pins[name])
-    if not satisfied("torch", allowed["torch"]) and satisfied("torchvision", ""):
-        kept.append("torchvision")  # built for one torch release: the old one would fail to import beside the new
-    return kept, [pins[name] for name in allowed if name not in KEPT_ON_NOTEBOOK_HOSTS]
+    wanted = []
+    for name, bounds in allowed.items():
+        own = satisfied(name, bounds) if name in KEPT_ON_NOTEBOOK_HOSTS else ""
+        wanted.append(f"{name}=={own}" if own else pins[name])
+    if not satisfied("torch", allowed["torch"]) and installed_version("torchvision"):
+        wanted.append("torchvision")  # built for one torch release: the old one would fail to import beside the new
+    return wanted
 
 
 def refused() -> dict[str, str]:
@@ -249,17 +246,17 @@ def host_stamp() -> Path:
 
 def install_into_this_python() -> None:
     """Colab and Kaggle: add what is missing and keep the runtime's own torch and numpy where they will do."""
-    kept, added = notebook_host_requirements()
+    wanted = notebook_host_requirements()
     state = wanted_state() + ("+gpu" if shutil.which("nvidia-smi") else "")
-    pins = dict(pin.split("==") for pin in [*kept, *added] if "==" in pin)
-    done = not refused() and all(satisfied(name, f"=={wanted}") for name, wanted in pins.items())
+    pins = dict(pin.split("==") for pin in wanted if "==" in pin)
+    done = not refused() and all(satisfied(name, f"=={pin}") for name, pin in pins.items())
     if done and host_stamp().exists() and host_stamp().read_text(encoding="utf-8") == state:
         return
     print("No Problama: installing what this runtime lacks (one to three minutes, once).", flush=True)
-    pip(sys.executable, *kept, *added)
+    pip(sys.executable, *wanted)
     if shutil.which("nvidia-smi"):
         pip(sys.executable, "--no-deps", *UNSLOTH)
-        pip(sys.executable, *kept, *added, *UNSLOTH_NEEDS)
+        pip(sys.executable, *wanted, *UNSLOTH_NEEDS)
     remove_refused()
     importlib.invalidate_caches()
     for name in [*pins, *REFUSED]:
@@ -287,19 +284,14 @@ def take_colab_secret() -> None:
     """Put Colab's secret HF_TOKEN where the hub's library looks: into this process's environment, nowhere else."""
     if os.environ.get("HF_TOKEN"):
         return
-    try:
+    with contextlib.suppress(Exception):  # not Colab, no such secret, or no access to it: ungated models need none
         from google.colab import userdata
 
         os.environ["HF_TOKEN"] = userdata.get("HF_TOKEN")
-    except Exception:  # not Colab, no such secret, or no access to it: the ungated profiles need none
-        return
 
 
 def keep_runs_on_drive() -> None:
-    """Colab: put the runs on the reader's Google Drive, where the next notebook finds them; say where they go.
-
-    Where that fails, one sentence gives the reason and the course uses this machine's disk.
-    """
+    """Colab: put the runs on the reader's Google Drive; where that fails, on this disk. One sentence says where."""
     named, local = os.environ.get("PROBLAMA_RUNS", "").strip(), ROOT / "runs"
     folder = DRIVE / "MyDrive" / "no-problama" / "runs"
     if named and Path(named) != folder:
