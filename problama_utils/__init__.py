@@ -29,11 +29,10 @@ HIDING = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 class CourseError(ValueError):
     """A mistake or missing piece that the reader can fix; the message says how.
 
-    It is shown as that one sentence, in a terminal (`sys.excepthook`) and in a notebook (`_render_traceback_`). Every
-    other exception keeps its traceback: it is our fault, not the reader's.
+    It is shown as that one sentence; every other exception keeps its traceback: it is our fault, not the reader's.
     """
 
-    def _render_traceback_(self) -> list[str]:
+    def _render_traceback_(self) -> list[str]:  # asked for by IPython
         return [f"{type(self).__name__}: {self}"]
 
 

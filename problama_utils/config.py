@@ -146,19 +146,17 @@ def _checked(name: str, kind: str, value: Any) -> Any:
         return check_number(name, value, *RANGES[name], whole=kind == "int")
     if name in CHOICES or kind == "bool":
         allowed = CHOICES.get(name, (False, True))
-        ok = isinstance(value, (bool, str)) and value in allowed
-        _require(ok, name, value, f"one of {', '.join(map(repr, allowed))}", f"use {allowed[0]!r}")
+        ok, rule = isinstance(value, (bool, str)) and value in allowed, f"one of {', '.join(map(repr, allowed))}"
     elif kind == "str":
         value = os.fspath(value) if isinstance(value, os.PathLike) else value
-        _require(isinstance(value, str) and value.strip(), name, value, "a text that is not empty",
-                 "use 'embedded' for the model that comes with the course" if name == "model_name" else "use 'mine'")
+        ok, rule = isinstance(value, str) and value.strip(), "a text that is not empty"
     elif kind.startswith("tuple"):
-        listed = isinstance(value, tuple | list) and value and all(isinstance(part, str) and part for part in value)
-        _require(listed, name, value, "a tuple of module names", f"use {SEVEN_PROJECTIONS[:1]!r}, or leave it out")
-        value = tuple(value)
+        value = tuple(value) if isinstance(value, list) else value
+        ok = isinstance(value, tuple) and value and all(isinstance(part, str) and part for part in value)
+        rule = "a tuple of module names"
     else:
-        _require(isinstance(value, globals()[kind]), name, value, f"{kind} settings",
-                 f"take a profile's own and change them, as in dataclasses.replace(profile.{name}, …)")
+        ok, rule = isinstance(value, globals()[kind]), f"{kind}, such as dataclasses.replace(profile.{name}, …)"
+    _require(ok, name, value, rule, "`describe(get_profile('cpu'))` shows one that works")
     return value
 
 

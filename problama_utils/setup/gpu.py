@@ -18,7 +18,7 @@ SMALLEST_CARD_GB = 14.0  # Llama-3.1-8B in 4 bits, its adapter and a group of co
 OLDEST_CARD = (7, 0)  # compute capability; unsloth's own limit
 TRLS_VLLM = ((0, 20), (0, 30, 0))  # releases that TRL 1.14.2 works with (trl/import_utils.py)
 GPU_LOCK, LOCKED_VLLM = "requirements-gpu.txt", "0.27.1"  # torch 2.13 from the index: CUDA 13
-VLLMS_OF_TORCH = {(2, 11): ("0.20.0", "0.26.0"), (2, 13): ("0.27.0", LOCKED_VLLM)}  # their metadata; all for CUDA 13
+VLLMS_OF_TORCH = {(2, 11): "0.26.0", (2, 13): LOCKED_VLLM}  # the newest for a torch, by its metadata; all for CUDA 13
 # CUDA's major release → the first driver that runs it, and the lowest compute capability that it knows
 OLDEST_DRIVERS = {12: 525, 13: 580}
 OLDEST_CARDS = {13: (7, 5)}
@@ -76,14 +76,11 @@ def vllm_for(*, driver: str, capability: tuple[int, int] | None, system: str, ho
     if capability and capability < OLDEST_CARDS[13]:
         return "", (f"there is no vLLM for this card: its releases come for CUDA 13, which knows none below compute "
                     f"capability {OLDEST_CARDS[13][0]}.{OLDEST_CARDS[13][1]}")
-    if host and torch:
-        first, newest = VLLMS_OF_TORCH.get(release(torch)[:2], ("", ""))
-        if not first:
-            return "", f"no vLLM that TRL works with was built for {host}'s torch {torch}"
-        if not (torch_cuda or "").startswith("13"):
-            built = f"built for CUDA {torch_cuda}" if torch_cuda else "a build for CPUs"
-            return "", (f"{host}'s torch {torch} is {built}, and the vLLM releases for it ({first} to {newest}) come "
-                        "for CUDA 13")
+    newest = VLLMS_OF_TORCH.get(release(torch)[:2], "")
+    if host and torch and not (newest and (torch_cuda or "").startswith("13")):
+        built = f"built for CUDA {torch_cuda}" if torch_cuda else "a build for CPUs"
+        torches = " or ".join(f"{major}.{minor}" for major, minor in VLLMS_OF_TORCH)
+        return "", f"{host}'s torch {torch} is {built}, and vLLM releases that TRL takes need {torches} for CUDA 13"
     if driver[:1].isdigit() and release(driver)[0] < needed:
         return "", f"vLLM comes for CUDA 13, which needs a driver of {needed} or newer, and this one is {driver}"
     if host and torch:

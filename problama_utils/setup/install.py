@@ -74,15 +74,12 @@ def check_machine(target: Path) -> None:
         fail(f"{free:.1f} GB are free here, the environment needs {NEEDED_GB:.0f} GB: free some space or move.")
 
 
-def pip(python: Path | str, *arguments: str, action: str = "install", log: Path | None = None) -> None:
+def pip(python: Path | str, *arguments: str, action: str = "install") -> None:
     """Run pip quietly; where it fails, say why in one sentence."""
     command = [str(python), "-m", "pip", action, "--quiet", "--no-input", "--disable-pip-version-check",
                "--retries", "2"]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, encoding="utf-8", errors="replace",
                           cwd=ROOT, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
-    if log:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(done.stdout + done.stderr, encoding="utf-8")
     if done.returncode:
         fail(explain(done.stderr, done.returncode))
 
@@ -101,7 +98,7 @@ def make_environment(folder: Path) -> None:
         if made.returncode:
             fail("Python's venv module is missing or broken: install it (Debian: python3-venv), then try again.")
         python = python_of(folder)
-        pip(python, "--requirement", "requirements.txt", log=ROOT / "build" / "install.log")
+        pip(python, "--requirement", "requirements.txt")
         pip(python, "--no-deps", "--editable", ".")
     except BaseException:
         if fresh:

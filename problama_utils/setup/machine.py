@@ -20,7 +20,7 @@ from problama_utils import hides_card
 from problama_utils.config import Profile, cache_dir, get_profile, path_variable, profile_for_card
 from problama_utils.setup import gpu as lane
 from problama_utils.setup.hub import ask_hub, chosen_name, hub_home, on_hub, token_place
-from problama_utils.setup.install import REFUSED, installed_version
+from problama_utils.setup.install import REFUSED, installed_version, release
 from problama_utils.setup.versions import wanted_packages
 
 NVIDIA_FIELDS = ("name", "compute_cap", "memory.total", "memory.free", "driver_version")
@@ -42,7 +42,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """What was seen. Every field can be written by hand, so that a machine can be simulated."""
+    """What was seen; written by hand, it simulates a machine."""
 
     python: tuple[int, int, int]
     system: str  # such as "Linux x86_64"
@@ -51,7 +51,7 @@ class Machine:
     ram_gb: float | None
     ram_free_gb: float | None
     disk_free_gb: float | None  # on the disk that holds the model cache
-    packages: dict[str, str] = field(default_factory=dict)  # of what the profile imports or refuses: name → version
+    packages: dict[str, str] = field(default_factory=dict)  # of what is imported, refused or of use: name → version
     torch_cuda: str | None = None  # CUDA release that torch was built for; "" = a CPU build, None = no torch
     gpu: Gpu | None = None
     gpu_note: str = ""  # why there is no GPU, where nvidia-smi reports it
@@ -68,8 +68,8 @@ def look(profile: Profile | None = None) -> Machine:
     torch_cuda = _torch_cuda()
     profile = profile or profile_for(gpu, torch_cuda)
     ram, ram_free = _memory()
-    wanted = [*(package.name for package in wanted_packages(profile)), *REFUSED]
-    versions = {name: installed_version(name) for name in wanted}
+    names = [*(package.name for package in wanted_packages(profile)), *REFUSED, "vllm", lane.PLUGIN]
+    versions = {name: installed_version(name) for name in names}
     model = chosen_name(profile)
     asks = on_hub(model) and os.environ.get("HF_HUB_OFFLINE", "").lower() not in ("1", "true", "yes", "on")
     return Machine(
@@ -103,12 +103,8 @@ def profile_for(gpu: Gpu | None, torch_cuda: str | None) -> Profile:
 
 
 def lane_obstacle(gpu: Gpu) -> str:
-    """Return why the GPU profiles cannot train on this card, and the cure, or "" (`setup.gpu.card_obstacle`).
-
-    What the driver does not tell is not held against the card: torch will know.
-    """
-    memory_gb, capability = gpu.memory_gb or lane.SMALLEST_CARD_GB, gpu.capability or lane.OLDEST_CARD
-    return lane.card_obstacle(memory_gb, capability)
+    """Return `setup.gpu.card_obstacle`; what the driver does not tell is not held against the card: torch will know."""
+    return lane.card_obstacle(gpu.memory_gb or lane.SMALLEST_CARD_GB, gpu.capability or lane.OLDEST_CARD)
 
 
 def gpu_obstacle(gpu: Gpu, torch_cuda: str | None) -> str:
@@ -116,15 +112,13 @@ def gpu_obstacle(gpu: Gpu, torch_cuda: str | None) -> str:
 
     Sources: NVIDIA's tables of minor-version compatibility (drivers) and CUDA 13's release notes (Turing and later).
     """
-    if torch_cuda is None:
-        return ""  # not installed yet: pip will choose a build
-    if torch_cuda == "":
-        return "torch is a build for CPUs: install one for CUDA from PyTorch's own index"
+    if not torch_cuda:  # None: not installed yet, pip will choose a build
+        return "" if torch_cuda is None else "torch is a build for CPUs: install one for CUDA from PyTorch's own index"
     major = int(torch_cuda.split(".")[0])
-    number = re.match(r"\d+", gpu.driver)
-    if number and int(number[0]) < lane.OLDEST_DRIVERS.get(major, 0):
-        return (f"driver {gpu.driver} is too old for torch's CUDA {torch_cuda}: update it to "
-                f"{lane.OLDEST_DRIVERS[major]} or newer, or install a torch built for an older CUDA")
+    needed = lane.OLDEST_DRIVERS.get(major, 0)
+    if gpu.driver[:1].isdigit() and release(gpu.driver)[0] < needed:
+        return (f"driver {gpu.driver} is too old for torch's CUDA {torch_cuda}: update it to {needed} or newer, or "
+                "install a torch built for an older CUDA")
     oldest = lane.OLDEST_CARDS.get(major, lane.OLDEST_CARD)
     if gpu.capability and gpu.capability < oldest:
         return (f"compute capability {gpu.capability[0]}.{gpu.capability[1]} is below {oldest[0]}.{oldest[1]}, the "
@@ -137,9 +131,9 @@ def vllm_sentence() -> str:
     card, _ = _gpu()
     if card is None or installed_version("vllm"):
         return ""
-    release, sentence = lane.vllm_for(driver=card.driver, capability=card.capability, system=_system(), host=_host(),
+    version, sentence = lane.vllm_for(driver=card.driver, capability=card.capability, system=_system(), host=_host(),
                                       torch=installed_version("torch"), torch_cuda=_torch_cuda())  # fmt: skip
-    rest = "only profile slides samples with it" if release else "completions are sampled without it, more slowly"
+    rest = "only profile slides samples with it" if version else "completions are sampled without it, more slowly"
     return f"No Problama: {sentence}; {rest}.\n"
 
 

@@ -71,8 +71,7 @@ def _python(machine: Machine) -> Check:
 
 
 def _packages(machine: Machine, profile: Profile) -> Check:
-    wanted = [package for package in wanted_packages(profile) if not package.optional]
-    versions = machine.packages
+    wanted, versions = wanted_packages(profile), machine.packages
     there = [package for package in wanted if package.name in versions]
     missing = [package.name for package in wanted if package not in there]
     wrong = [f"{p.name} {versions[p.name]} (needs {p.ranges})" for p in there if not fits(versions[p.name], p.ranges)]
@@ -222,7 +221,7 @@ def _disk(machine: Machine, profile: Profile) -> Check:
     parts = {"runs": runs_gb(profile)}
     if not machine.model_here:
         parts["model"] = download_gb(profile, machine.model)
-    if any(package.name not in machine.packages for package in wanted_packages(profile) if not package.optional):
+    if any(package.name not in machine.packages for package in wanted_packages(profile)):
         parts["packages"] = INSTALLATION_GB
     need = sum(parts.values())
     found = f"{machine.disk_free_gb:.1f} GB free, {need:.1f} needed ({', '.join(parts)})"

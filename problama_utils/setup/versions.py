@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from problama_utils.config import Profile
-from problama_utils.setup.gpu import PLUGIN
 from problama_utils.setup.install import UNSLOTH, name_and_range, ranges, requirements
 
 
@@ -18,19 +17,16 @@ class Wanted:
     """A package that the course imports."""
 
     name: str
-    ranges: str = ""  # releases that may do, such as ">=5.17,<5.18"; "" = any
-    tested: str = ""  # the release that was run; "" = none named
-    optional: bool = False  # used where it is there
+    ranges: str  # releases that may do, such as ">=5.17,<5.18"; "" = any
+    tested: str  # the release that was run; "" = none named
 
 
 def wanted_packages(profile: Profile) -> list[Wanted]:
-    """Return what a profile imports: the package's own dependencies, and unsloth (and vLLM) where it asks for them."""
+    """Return what a profile imports: the package's own dependencies, and unsloth where it asks for it."""
     tested = tested_pins()
     packages = [Wanted(name, bounds, tested.get(name, "")) for name, bounds in _dependencies().items()]
     if profile.backend == "unsloth":
         packages += [Wanted(name, "", version) for name, version in (pin.split("==") for pin in UNSLOTH)]
-    if profile.fast_inference:
-        packages += [Wanted("vllm", optional=True), Wanted(PLUGIN, optional=True)]
     return packages
 
 

@@ -150,8 +150,8 @@ VLLMS = [
     ("580.95.05", (6, 0), LINUX, ON_COLAB | {"host": "Kaggle"}, "", "none below compute capability 7.5"),
     ("580.95.05", (8, 0), "Windows AMD64", PLAIN, "", "Windows AMD64"),
     ("580.95.05", (12, 1), "Linux aarch64", PLAIN, "", "Linux aarch64"),
-    ("580.95.05", (7, 5), LINUX, ON_COLAB, "", "built for CUDA 12.8, and the vLLM releases for it (0.20.0 to 0.26.0)"),
-    ("550.54.15", (8, 0), LINUX, ON_COLAB, "", "come for CUDA 13"),
+    ("580.95.05", (7, 5), LINUX, ON_COLAB, "", "CUDA 12.8, and vLLM releases that TRL takes need 2.11 or"),
+    ("550.54.15", (8, 0), LINUX, ON_COLAB, "", "for CUDA 13"),
     ("580.95.05", (7, 5), LINUX, ON_COLAB | {"torch": "2.11.0+cpu", "torch_cuda": ""}, "", "a build for CPUs"),
     ("580.95.05", (8, 0), LINUX, ON_COLAB | {"torch": "2.11.0+cu130", "torch_cuda": "13.0"}, "0.26.0", "vllm==0.26.0"),
     ("550.54.15", (8, 0), LINUX, ON_COLAB | {"torch": "2.11.0+cu130", "torch_cuda": "13.0"}, "", "this one is 550"),
@@ -197,7 +197,7 @@ def test_the_set_up_is_silent_on_vllm_without_a_card_and_where_vllm_is_there(mon
 
 def test_the_lock_and_environment_yml_hold_what_the_sentence_promises():
     lock = tested_versions.tested_pins(lane.GPU_LOCK)
-    assert lock["vllm"] == lane.LOCKED_VLLM == lane.VLLMS_OF_TORCH[tuple(map(int, lock["torch"].split(".")[:2]))][1]
+    assert lock["vllm"] == lane.LOCKED_VLLM == lane.VLLMS_OF_TORCH[tuple(map(int, lock["torch"].split(".")[:2]))]
     text = (course_root() / "environment.yml").read_text(encoding="utf-8").split("name:")[0]
     for word in (lane.GPU_LOCK, lane.LOCKED_VLLM, str(lane.OLDEST_DRIVERS[13]), "7.5", "Colab"):
         assert word in text
