@@ -29,11 +29,10 @@ HIDING = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 class CourseError(ValueError):
     """A mistake or missing piece that the reader can fix; the message says how.
 
-    It is shown as that one sentence, in a terminal (`sys.excepthook`) and in a notebook (`_render_traceback_`). Every
-    other exception keeps its traceback: it is our fault, not the reader's.
+    It is shown as that one sentence; every other exception keeps its traceback: it is our fault, not the reader's.
     """
 
-    def _render_traceback_(self) -> list[str]:
+    def _render_traceback_(self) -> list[str]:  # asked for by IPython
         return [f"{type(self).__name__}: {self}"]
 
 
@@ -61,9 +60,7 @@ def tell(sentence: str) -> None:
 def face(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
     """Return `__getattr__`, `__dir__` and `__all__` of a room: what it offers, imported when it is asked for.
 
-    Args:
-        package: the room's `__name__`.
-        names: module of the room (".config": one beside the room) → names that it gives, separated by spaces.
+    `names` maps a module of the room (".config": one beside it) to the names that it gives, separated by spaces.
     """
     where = {name: module for module, offered in names.items() for name in offered.split()}
 
@@ -76,10 +73,12 @@ def face(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], object
 
 
 def hide_card() -> None:
-    """Hide every GPU from torch, for profile `cpu`; say what to do where torch has found one already.
+    """Hide every GPU from torch where profile `cpu` is asked for; say what to do where torch has found one already.
 
     torch looks once: the variables count only before its first look. Trainings keep off the card in either case.
     """
+    if not hides_card():
+        return
     os.environ.update(dict.fromkeys(HIDING, ""))
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
@@ -97,8 +96,7 @@ def hides_card() -> bool:
 # turns, 2.6 and 5.4 s with 5,000, 3.9 and 3.5 s without spinning (2026-11-25). OMP_WAIT_POLICY overrides.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
-if hides_card():  # here, because torch looks only once, and every module that imports torch comes after this line
-    hide_card()
+hide_card()  # here, because every module that imports torch comes after this line
 
 # A console that lacks a sign (Windows' cp1252 has no check mark) shows ? in its place instead of ending the program.
 for _stream in (sys.stdout, sys.stderr):

@@ -10,12 +10,11 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, fields, is_dataclass
-from math import isfinite
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from problama_utils import CourseError, hide_card, hides_card, tell
+from problama_utils import CourseError, hide_card, tell
 from problama_utils.setup import gpu
 
 LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
@@ -26,7 +25,7 @@ SEVEN_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_pr
 class LoraSettings:
     """Shape of the adapter: W + (lora_alpha / r) · B A, with A of r × d_in and B of d_out × r (arXiv:2106.09685)."""
 
-    r: int = 64  # rank; parameters grow in proportion to it
+    r: int = 64  # rank; parameters grow in proportion to it; the slides tell it twice, for vLLM as max_lora_rank
     lora_alpha: int = 64  # update scale is lora_alpha / r
     target_modules: tuple[str, ...] = SEVEN_PROJECTIONS
     use_gradient_checkpointing: str | bool = "unsloth"  # False = keep activations; "unsloth" offloads them on a GPU
@@ -101,11 +100,6 @@ class Profile:
         """Whether models of this profile live on a CUDA card."""
         return self.gpu_memory_utilization > 0
 
-    @property
-    def max_lora_rank(self) -> int:
-        """The slides pass the rank twice, once when loading (for vLLM) and once when attaching."""
-        return self.lora.r
-
 
 # What each field may be: (least, most, a value that works, why). Checked by type for the fields that are not here.
 RANGES: dict[str, tuple[float, float, object, str]] = {
@@ -131,42 +125,38 @@ RANGES: dict[str, tuple[float, float, object, str]] = {
     "gpu_memory_utilization": (0, 1, 0.8, "0 means that there is no GPU"),
     "eval_questions": (0, 10**9, 60, "0 takes all there are"),
 }  # fmt: skip
-CHOICES = {
-    "backend": (("transformers", "unsloth"), "use 'transformers' on a CPU"),
-    "use_gradient_checkpointing": ((True, False, "unsloth"), "use False on a CPU"),
-    "optim": (("adamw_torch_fused", "adamw_8bit"), "use 'adamw_torch_fused' on a CPU"),
+CHOICES = {  # what a CPU can do comes first
+    "backend": ("transformers", "unsloth"),
+    "use_gradient_checkpointing": (False, True, "unsloth"),
+    "optim": ("adamw_torch_fused", "adamw_8bit"),
 }  # fmt: skip
 
 
 def _check_fields(settings: Any) -> None:
-    """Check type and range of every field of settings and turn numpy's numbers into Python's, which JSON knows."""
+    """Check every field's type and range and turn numpy's numbers into Python's, which JSON knows."""
     for field in fields(settings):
         checked = _checked(field.name, field.type, getattr(settings, field.name))
         object.__setattr__(settings, field.name, checked)  # frozen for everybody else
 
 
 def _checked(name: str, kind: str, value: Any) -> Any:
-    if type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_"):
+    if type(value).__name__ in ("bool", "bool_"):  # numpy's
         value = bool(value)
     if kind in ("int", "float"):
         return check_number(name, value, *RANGES[name], whole=kind == "int")
-    if name in CHOICES:
-        allowed, cure = CHOICES[name]
-        ok = any(value is choice or (isinstance(value, str) and value == choice) for choice in allowed)
-        _require(ok, name, value, f"one of {', '.join(map(repr, allowed))}", cure)
-    elif kind == "bool":
-        _require(isinstance(value, bool), name, value, "True or False", "use False, without quotes")
+    if name in CHOICES or kind == "bool":
+        allowed = CHOICES.get(name, (False, True))
+        ok, rule = isinstance(value, (bool, str)) and value in allowed, f"one of {', '.join(map(repr, allowed))}"
     elif kind == "str":
         value = os.fspath(value) if isinstance(value, os.PathLike) else value
-        _require(isinstance(value, str) and value.strip(), name, value, "a text that is not empty",
-                 "use 'embedded' for the model that comes with the course" if name == "model_name" else "use 'mine'")
+        ok, rule = isinstance(value, str) and value.strip(), "a text that is not empty"
     elif kind.startswith("tuple"):
-        listed = isinstance(value, tuple | list) and value and all(isinstance(part, str) and part for part in value)
-        _require(listed, name, value, "a tuple of module names", f"use {SEVEN_PROJECTIONS[:1]!r}, or leave it out")
-        value = tuple(value)
+        value = tuple(value) if isinstance(value, list) else value
+        ok = isinstance(value, tuple) and value and all(isinstance(part, str) and part for part in value)
+        rule = "a tuple of module names"
     else:
-        _require(isinstance(value, globals()[kind]), name, value, f"{kind} settings",
-                 f"take a profile's own and change them, as in dataclasses.replace(profile.{name}, …)")
+        ok, rule = isinstance(value, globals()[kind]), f"{kind}, such as dataclasses.replace(profile.{name}, …)"
+    _require(ok, name, value, rule, "`describe(get_profile('cpu'))` shows one that works")
     return value
 
 
@@ -177,9 +167,6 @@ def check_number(
 
     Raises:
         CourseError: it is no number, or outside its range; `good` is named as a value that works.
-
-    >>> check_number("seed", 7, 0, LARGEST_SEED, 3407)
-    7
     """
     rule = f"a {'whole number' if whole else 'number'} from {least:,} to {most:,}"
     number = None
@@ -188,7 +175,7 @@ def check_number(
             number = int(value) if whole else float(value)
         except (OverflowError, ValueError):  # 10**400, or an infinite number of a foreign kind
             number = None
-    ok = number is not None and (whole or isfinite(number)) and least <= number <= most
+    ok = number is not None and least <= number <= most  # NaN is not
     _require(ok, name, value, rule, f"{why}{'; ' if why else ''}use {good}")
     return number
 
@@ -196,108 +183,91 @@ def check_number(
 def _require(ok: object, name: str, value: object, rule: str, cure: str) -> None:
     if not ok:
         try:
-            shown = repr(value)
+            shown = f"{value!r:.80}"
         except ValueError:  # a whole number of more than 4,300 digits
             shown = "a number too long to show"
-        shown = shown if len(shown) <= 80 else shown[:77] + "..."
         raise CourseError(f"{name} = {shown}, but it must be {rule}: {cure}.")
 
 
-def _cpu() -> Profile:
-    return Profile(
-        name="cpu", model_name="embedded", backend="transformers", max_seq_length=512, load_in_4bit=False,
-        fast_inference=False, gpu_memory_utilization=0.0,
-        lora=LoraSettings(r=16, lora_alpha=16, use_gradient_checkpointing=False),
-        riddles=GRPOSettings(max_steps=48, dataset_size=64, difficulty=1, max_completion_length=16, learning_rate=3e-4,
-                             temperature=0.7),
-        piqa=GRPOSettings(max_steps=30, dataset_size=32, difficulty=1, max_completion_length=16, learning_rate=2e-4,
-                          temperature=1.3),
-        eval_questions=60,
-    )
-
-
-def _slides() -> Profile:
-    # From the slides: model, 512, 64, seven projections, 4-bit, fast_inference, 0.8, "unsloth", 3407, 800 riddles,
-    # 2,000+ PIQA questions, nearly 4,000 steps. The deck shows no GRPOConfig: group, rate, β and ε are ours.
-    # A checkpoint takes 1 GB and is read once more for its checksums; a held-out round costs about 15 steps.
-    shared = dict(prompts_per_step=1, max_completion_length=200, learning_rate=5e-6, few_shot=False, temperature=1.0,
-                  save_every=100, heldout_every=100)
-    return Profile(
-        name="slides", model_name="meta-llama/meta-Llama-3.1-8B-Instruct", backend="unsloth", max_seq_length=512,
-        load_in_4bit=True, fast_inference=True, gpu_memory_utilization=0.8, lora=LoraSettings(),
-        riddles=GRPOSettings(max_steps=800, dataset_size=800, warmup_steps=80, **shared),
-        piqa=GRPOSettings(max_steps=4000, dataset_size=0, warmup_steps=400, **shared),
-        optim="adamw_8bit",
-    )
-
-
-def _colab_t4() -> Profile:
-    # unsloth's ungated 4-bit copy needs no token; rank 32 and 6 completions leave room for the activations in 16 GB.
-    # A free runtime may be taken away at any time, so it saves more often than `slides`: 0.5 GB ten times a run.
-    shared = dict(prompts_per_step=1, num_generations=6, max_completion_length=128, learning_rate=5e-6,
-                  few_shot=False, temperature=1.0, save_every=25, heldout_every=50)
-    return Profile(
-        name="colab-t4", model_name="unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit", backend="unsloth",
-        max_seq_length=512, load_in_4bit=True, fast_inference=False, gpu_memory_utilization=0.6,
-        lora=LoraSettings(r=32, lora_alpha=32),
-        riddles=GRPOSettings(max_steps=250, dataset_size=800, warmup_steps=25, **shared),
-        piqa=GRPOSettings(max_steps=250, dataset_size=0, warmup_steps=25, **shared),
-        eval_questions=240, optim="adamw_8bit",
-    )
-
-
-_BUILDERS = {"cpu": _cpu, "colab-t4": _colab_t4, "slides": _slides}
-PROFILE_NAMES = tuple(_BUILDERS)
+CPU = Profile(
+    name="cpu", model_name="embedded", backend="transformers", max_seq_length=512, load_in_4bit=False,
+    fast_inference=False, gpu_memory_utilization=0.0,
+    lora=LoraSettings(r=16, lora_alpha=16, use_gradient_checkpointing=False),
+    riddles=GRPOSettings(max_steps=48, dataset_size=64, difficulty=1, max_completion_length=16, learning_rate=3e-4,
+                         temperature=0.7),
+    piqa=GRPOSettings(max_steps=30, dataset_size=32, difficulty=1, max_completion_length=16, learning_rate=2e-4,
+                      temperature=1.3),
+    eval_questions=60,
+)  # fmt: skip
+_GPU = dict(prompts_per_step=1, learning_rate=5e-6, few_shot=False, temperature=1.0)
+# From the slides: model, 512, 64, seven projections, 4-bit, fast_inference, 0.8, "unsloth", 3407, 800 riddles,
+# 2,000+ PIQA questions, nearly 4,000 steps. The deck shows no GRPOConfig: group, rate, β and ε are ours.
+# A checkpoint takes 1 GB and is read once more for its checksums; a held-out round costs about 15 steps.
+_LARGE = dict(max_completion_length=200, save_every=100, heldout_every=100, **_GPU)
+SLIDES = Profile(
+    name="slides", model_name="meta-llama/meta-Llama-3.1-8B-Instruct", backend="unsloth", max_seq_length=512,
+    load_in_4bit=True, fast_inference=True, gpu_memory_utilization=0.8, lora=LoraSettings(),
+    riddles=GRPOSettings(max_steps=800, dataset_size=800, warmup_steps=80, **_LARGE),
+    piqa=GRPOSettings(max_steps=4000, dataset_size=0, warmup_steps=400, **_LARGE),
+    optim="adamw_8bit",
+)  # fmt: skip
+# unsloth's ungated 4-bit copy needs no token; rank 32 and 6 completions leave room for the activations in 16 GB.
+# A free runtime may be taken away at any time, so it saves more often than `slides`: 0.5 GB ten times a run.
+_SMALL = dict(max_steps=250, warmup_steps=25, num_generations=6, max_completion_length=128, save_every=25,
+              heldout_every=50, **_GPU)
+COLAB_T4 = Profile(
+    name="colab-t4", model_name="unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit", backend="unsloth",
+    max_seq_length=512, load_in_4bit=True, fast_inference=False, gpu_memory_utilization=0.6,
+    lora=LoraSettings(r=32, lora_alpha=32), riddles=GRPOSettings(dataset_size=800, **_SMALL),
+    piqa=GRPOSettings(dataset_size=0, **_SMALL), eval_questions=240, optim="adamw_8bit",
+)  # fmt: skip
+PROFILES = {profile.name: profile for profile in (CPU, COLAB_T4, SLIDES)}
+PROFILE_NAMES = tuple(PROFILES)
+SLIDES_GB = 30.0  # memory of a card that takes the slides' profile
 
 
 def get_profile(name: str) -> Profile:
-    """Return the profile called `name`.
-
-    Raises:
-        CourseError: there is none of that name; the message lists the known ones.
+    """Return the profile called `name`; a CourseError lists the known ones.
 
     >>> get_profile("slides").lora.r
     64
     """
-    if name not in _BUILDERS:
+    if name not in PROFILES:
         raise CourseError(f"There is no profile {name!r}. Choose one of: {', '.join(PROFILE_NAMES)}.")
-    return _BUILDERS[name]()
+    return PROFILES[name]
 
 
-def detect_profile(*, min_slides_gb: float = 30.0) -> Profile:
+def detect_profile() -> Profile:
     """Pick the profile for this machine; the environment variable PROBLAMA_PROFILE overrides.
 
     Without a CUDA GPU it is `cpu`, and also, with a sentence on stderr, where the card is too small or too old or
-    unsloth is missing (`setup.gpu.card_obstacle`). A card with at least `min_slides_gb` GB of memory and compute
-    capability 8.0 (bf16 in hardware) runs `slides`; a smaller or older one, such as Colab's T4 (7.5, 16 GB),
-    runs `colab-t4`.
+    unsloth is missing (`setup.gpu.card_obstacle`).
 
     Raises:
         CourseError: PROBLAMA_PROFILE names no profile.
     """
     wanted = os.environ.get("PROBLAMA_PROFILE", "").strip()
     if wanted:
-        if hides_card():
-            hide_card()  # the variable may have been set after the package was imported
+        hide_card()  # the variable may have been set after the package was imported
         return get_profile(wanted)
     import torch  # late: choosing by name needs no torch
 
     if not torch.cuda.is_available():
         return get_profile("cpu")
     memory_gb, capability = torch.cuda.get_device_properties(0).total_memory / 1e9, torch.cuda.get_device_capability(0)
-    if why := gpu.card_obstacle(memory_gb, capability, unsloth=bool(gpu.installed("unsloth"))):
+    if why := gpu.card_obstacle(memory_gb, capability):
         tell(f"profile cpu, although there is a GPU: {why}.")
         return get_profile("cpu")
-    return profile_for_card(memory_gb, capability, min_slides_gb=min_slides_gb)
+    return profile_for_card(memory_gb, capability)
 
 
-def profile_for_card(memory_gb: float, capability: tuple[int, int], *, min_slides_gb: float = 30.0) -> Profile:
-    """Return the GPU profile for a card that has no `setup.gpu.card_obstacle`; see `detect_profile`."""
-    return get_profile("slides" if memory_gb >= min_slides_gb and capability >= (8, 0) else "colab-t4")
+def profile_for_card(memory_gb: float, capability: tuple[int, int]) -> Profile:
+    """Return the GPU profile for a card that has no obstacle: `slides` takes bf16 in hardware (from 8.0 on)."""
+    return get_profile("slides" if memory_gb >= SLIDES_GB and capability >= (8, 0) else "colab-t4")
 
 
 def describe(settings: object, prefix: str = "") -> str:
-    """Return the settings as aligned `name = value` lines, nested ones indented by their name.
+    """Return the settings as `name = value` lines, nested ones behind their name.
 
     >>> print(describe(LoraSettings()).splitlines()[0])
     r = 64
@@ -343,19 +313,17 @@ def expanded(value: str, name: str) -> str:
 def _folder_of(variable: str, default: Path) -> Path:
     """Return the folder that a variable names (it need not exist yet), or the default."""
     folder = Path(path_variable(variable) or default)
-    for place in (folder, *folder.parents):
-        if os.path.lexists(place):
-            if not place.is_dir():
-                raise CourseError(f"{variable} = {str(folder)!r}, but {str(place)!r} is not a folder: name a folder, "
-                                  f"or unset {variable}.")
-            break
+    nearest = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), folder)
+    if not nearest.is_dir():
+        raise CourseError(f"{variable} = {str(folder)!r}, but {str(nearest)!r} is not a folder: name one, or unset "
+                          f"{variable}.")
     return folder
 
 
 def runs_dir() -> Path:
     """Return the folder that trainings write to: PROBLAMA_RUNS, or `runs/` in the checkout (a wheel: where you are)."""
-    checkout = course_root()
-    return _folder_of("PROBLAMA_RUNS", (checkout if checkout.name != "problama_utils" else Path.cwd()) / "runs")
+    root = course_root()
+    return _folder_of("PROBLAMA_RUNS", (Path.cwd() if root.name == "problama_utils" else root) / "runs")
 
 
 def cache_dir() -> Path:

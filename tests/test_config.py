@@ -36,7 +36,7 @@ from problama_utils.tasks.sources import assets_folder, local_folder
 def test_the_slides_profile_holds_every_value_of_the_deck():
     slides = get_profile("slides")
     assert slides.model_name == "meta-llama/meta-Llama-3.1-8B-Instruct"
-    assert (slides.max_seq_length, slides.max_lora_rank, slides.lora.r, slides.lora.lora_alpha) == (512, 64, 64, 64)
+    assert (slides.max_seq_length, slides.lora.r, slides.lora.lora_alpha) == (512, 64, 64)
     assert slides.lora.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     assert slides.load_in_4bit and slides.fast_inference and slides.gpu_memory_utilization == 0.8
     assert slides.lora.use_gradient_checkpointing == "unsloth" and slides.lora.random_state == 3407
@@ -69,11 +69,11 @@ def test_a_card_is_judged_by_memory_and_capability(gigabytes, capability, expect
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    monkeypatch.setattr(gpu, "installed", lambda name: "2026.10.9")
+    monkeypatch.setattr(gpu, "installed_version", lambda name: "2026.10.9")
     assert detect_profile().name == expected
     said = capsys.readouterr().err
     assert ("although there is a GPU" in said and ": take" in said or ": choose" in said) == (expected == "cpu")
-    monkeypatch.setattr(gpu, "installed", lambda name: "")
+    monkeypatch.setattr(gpu, "installed_version", lambda name: "")
     assert detect_profile().name == "cpu"
     assert "although there is a GPU" in capsys.readouterr().err
 

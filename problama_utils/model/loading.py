@@ -17,7 +17,7 @@ from problama_utils import CourseError
 from problama_utils.config import Profile, cache_dir
 from problama_utils.model.adapters import KEY_MAPPING, adapter_folder, check_adapter
 from problama_utils.model.weights import embedded_model_dir, quiet_transformers
-from problama_utils.setup.gpu import GPU_LOCK, installed, samples_with_vllm
+from problama_utils.setup.gpu import GPU_LOCK, samples_with_vllm
 from problama_utils.setup.hub import (
     chosen_name,
     clear_text_trouble,
@@ -27,6 +27,7 @@ from problama_utils.setup.hub import (
     scrubbed,
     shows_token,
 )
+from problama_utils.setup.install import installed_version
 
 if TYPE_CHECKING:
     import torch
@@ -126,7 +127,7 @@ def _load_with_unsloth(profile: Profile, source: str) -> tuple[Any, Any]:
         return FastLanguageModel.from_pretrained(
             model_name=source,
             max_seq_length=profile.max_seq_length,
-            max_lora_rank=profile.max_lora_rank,
+            max_lora_rank=profile.lora.r,  # vLLM reserves room for it
             load_in_4bit=profile.load_in_4bit,
             fast_inference=samples_with_vllm(profile),
             gpu_memory_utilization=profile.gpu_memory_utilization,
@@ -136,8 +137,8 @@ def _load_with_unsloth(profile: Profile, source: str) -> tuple[Any, Any]:
         if not samples_with_vllm(profile):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CourseError(f"vLLM {installed('vllm')} is installed but cannot be loaded ({reason[:200]}): install "
-                          f"{GPU_LOCK} into a fresh environment, or remove vLLM (`pip uninstall vllm`), and "
+        raise CourseError(f"vLLM {installed_version('vllm')} is installed but cannot be loaded ({reason[:200]}): "
+                          f"install {GPU_LOCK} into a fresh environment, or remove vLLM (`pip uninstall vllm`), and "
                           "unsloth's own `generate` samples instead.") from error
 
 

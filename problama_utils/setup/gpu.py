@@ -18,23 +18,18 @@ SMALLEST_CARD_GB = 14.0  # Llama-3.1-8B in 4 bits, its adapter and a group of co
 OLDEST_CARD = (7, 0)  # compute capability; unsloth's own limit
 TRLS_VLLM = ((0, 20), (0, 30, 0))  # releases that TRL 1.14.2 works with (trl/import_utils.py)
 GPU_LOCK, LOCKED_VLLM = "requirements-gpu.txt", "0.27.1"  # torch 2.13 from the index: CUDA 13
-VLLMS_OF_TORCH = {(2, 11): ("0.20.0", "0.26.0"), (2, 13): ("0.27.0", LOCKED_VLLM)}  # their metadata; all for CUDA 13
+VLLMS_OF_TORCH = {(2, 11): "0.26.0", (2, 13): LOCKED_VLLM}  # the newest for a torch, by its metadata; all for CUDA 13
 # CUDA's major release → the first driver that runs it, and the lowest compute capability that it knows
-OLDEST_DRIVERS = {11: 450, 12: 525, 13: 580}
+OLDEST_DRIVERS = {12: 525, 13: 580}
 OLDEST_CARDS = {13: (7, 5)}
 PLUGIN, NEEDS_PLUGIN = "vllm-bnb-plugin", (0, 28)  # from there on vLLM reads 4-bit weights through a package of its own
 
 
-def installed(name: str) -> str:
-    """Return the release of an installed distribution, "" where it is missing or half removed."""
-    return installed_version(name) or ""
+def card_obstacle(memory_gb: float, capability: tuple[int, int]) -> str:
+    """Return why the GPU profiles cannot train on a card here, with the cure, or "" where they can.
 
-
-def card_obstacle(memory_gb: float, capability: tuple[int, int], *, unsloth: bool) -> str:
-    """Return why the GPU profiles cannot train on a card, with the cure, or "" where they can.
-
-    >>> card_obstacle(15.8, (7, 5), unsloth=True)
-    ''
+    >>> card_obstacle(8.0, (7, 5)).split(":")[0]
+    'the card has 8.0 GB, the GPU profiles need 14'
     """
     if memory_gb < SMALLEST_CARD_GB:
         return (f"the card has {memory_gb:.1f} GB, the GPU profiles need {SMALLEST_CARD_GB:.0f}: take a larger card, "
@@ -42,7 +37,7 @@ def card_obstacle(memory_gb: float, capability: tuple[int, int], *, unsloth: boo
     if capability < OLDEST_CARD:
         return (f"the card has compute capability {capability[0]}.{capability[1]}, unsloth needs {OLDEST_CARD[0]}."
                 f"{OLDEST_CARD[1]}: choose another card (on Kaggle \"GPU T4 x2\")")
-    if not unsloth:
+    if not installed_version("unsloth"):
         return "unsloth is not installed: run `python problama_utils/setup/install.py` in this environment"
     return ""
 
@@ -54,9 +49,6 @@ def vllm_obstacle(version: str, *, four_bits: bool, plugin: bool) -> str:
         version: the installed release, "" = none.
         four_bits: the base model's weights are in 4 bits.
         plugin: the package that reads them for newer releases is installed.
-
-    >>> vllm_obstacle("0.27.1", four_bits=True, plugin=False)
-    ''
     """
     if not version:
         return "vLLM is not installed"
@@ -76,32 +68,20 @@ def vllm_for(*, driver: str, capability: tuple[int, int] | None, system: str, ho
     A notebook host keeps its own torch, so that torch decides there; elsewhere the lock goes into a fresh environment,
     and its torch is built for CUDA 13.
 
-    Args:
-        driver: of the card, such as "580.95.05".
-        capability: of the card; None = not known.
-        system: such as "Linux x86_64".
-        host: "Colab", "Kaggle" or "".
-        torch: the release that is installed, "" = none.
-        torch_cuda: the CUDA release that it was built for, "" = a CPU build, None = not known.
-
-    >>> vllm_for(driver="580.95.05", capability=(8, 0), system="Linux x86_64", host="", torch="", torch_cuda=None)[0]
-    '0.27.1'
+    Args: as in `machine.Machine` and `machine.Gpu`; `torch` is the installed release, "" = none.
     """
-    number, needed = release(driver) if driver[:1].isdigit() else (), OLDEST_DRIVERS[13]
+    needed = OLDEST_DRIVERS[13]
     if system != "Linux x86_64":
         return "", f"there is no vLLM for {system} here: its lock is for Linux on x86_64"
     if capability and capability < OLDEST_CARDS[13]:
         return "", (f"there is no vLLM for this card: its releases come for CUDA 13, which knows none below compute "
                     f"capability {OLDEST_CARDS[13][0]}.{OLDEST_CARDS[13][1]}")
-    if host and torch:
-        first, newest = VLLMS_OF_TORCH.get(release(torch)[:2], ("", ""))
-        if not first:
-            return "", f"no vLLM that TRL works with was built for {host}'s torch {torch}"
-        if not (torch_cuda or "").startswith("13"):
-            built = f"built for CUDA {torch_cuda}" if torch_cuda else "a build for CPUs"
-            return "", (f"{host}'s torch {torch} is {built}, and the vLLM releases for it ({first} to {newest}) come "
-                        "for CUDA 13")
-    if number and number[0] < needed:
+    newest = VLLMS_OF_TORCH.get(release(torch)[:2], "")
+    if host and torch and not (newest and (torch_cuda or "").startswith("13")):
+        built = f"built for CUDA {torch_cuda}" if torch_cuda else "a build for CPUs"
+        torches = " or ".join(f"{major}.{minor}" for major, minor in VLLMS_OF_TORCH)
+        return "", f"{host}'s torch {torch} is {built}, and vLLM releases that TRL takes need {torches} for CUDA 13"
+    if driver[:1].isdigit() and release(driver)[0] < needed:
         return "", f"vLLM comes for CUDA 13, which needs a driver of {needed} or newer, and this one is {driver}"
     if host and torch:
         return newest, f"`pip install vllm=={newest}` goes with {host}'s torch {torch}; restart the kernel after it"
@@ -116,7 +96,8 @@ def samples_with_vllm(profile: Profile) -> bool:
     """
     if not profile.fast_inference:
         return False
-    why = vllm_obstacle(installed("vllm"), four_bits=profile.load_in_4bit, plugin=bool(installed(PLUGIN)))
+    plugin = bool(installed_version(PLUGIN))
+    why = vllm_obstacle(installed_version("vllm"), four_bits=profile.load_in_4bit, plugin=plugin)
     if why:
         _tell_once(f"profile {profile.name} wants vLLM to sample the completions, but {why}: unsloth's own `generate` "
                    "samples instead, which is slower and draws from the same distribution.")

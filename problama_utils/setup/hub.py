@@ -24,7 +24,6 @@ from pathlib import Path
 from problama_utils.config import Profile, path_variable
 
 SWITCH = "PROBLAMA_UNGATED"
-PUBLIC_HUB = "https://huggingface.co"
 GATED_OWNERS = ("meta-llama/",)
 # Same weights, already in 4 bits, no gate. The deck writes the model's former hub id (in capitals of its own); the hub
 # calls it meta-llama/Llama-3.1-8B-Instruct today.
@@ -37,20 +36,14 @@ SHORTEST_TOKEN = 8  # characters; a shorter one would be found in ordinary words
 _LOOKS_SECRET = re.compile(r"hf_[A-Za-z0-9]{16,}|(?<=Bearer )[\w.~+/=-]{8,}|(?<=Basic )[\w+/=-]{8,}", re.IGNORECASE)
 
 
-def wants_ungated() -> bool:
-    """Tell whether the switch PROBLAMA_UNGATED is on; empty, 0, no, off and false mean off."""
-    return os.environ.get(SWITCH, "").strip().lower() not in ("", "0", "no", "off", "false")
-
-
 def chosen_name(profile: Profile) -> str:
     """Return the model that a profile loads here: PROBLAMA_MODEL, or its own, or that one's ungated copy.
 
-    >>> from problama_utils.config import get_profile
-    >>> chosen_name(get_profile("cpu"))
-    'embedded'
+    The switch is off where it is unset, empty, 0, no, off or false.
     """
     name = path_variable("PROBLAMA_MODEL") or profile.model_name
-    return UNGATED_COPIES.get(name.lower(), name) if wants_ungated() else name
+    ungated = os.environ.get(SWITCH, "").strip().lower() not in ("", "0", "no", "off", "false")
+    return UNGATED_COPIES.get(name.lower(), name) if ungated else name
 
 
 def on_hub(name: str) -> bool:
@@ -71,15 +64,14 @@ def is_gated(name: str) -> bool:
 def loads_a_copy(profile: Profile) -> bool:
     """Tell whether unsloth goes round the gate by itself.
 
-    In 4 bits its `FastLanguageModel` exchanges the names in UNGATED_COPIES for its own 4-bit repository before it asks
-    the hub (unsloth 2026.10.9, models/mapper.py and `get_model_name`).
+    In 4 bits it exchanges the names in UNGATED_COPIES before it asks the hub (2026.10.9, models/mapper.py).
     """
     return profile.backend == "unsloth" and profile.load_in_4bit and chosen_name(profile).lower() in UNGATED_COPIES
 
 
 def hub_endpoint() -> str:
     """Return the hub's address: HF_ENDPOINT, or the public one."""
-    return (os.environ.get("HF_ENDPOINT", "").strip() or PUBLIC_HUB).rstrip("/")
+    return (os.environ.get("HF_ENDPOINT", "").strip() or "https://huggingface.co").rstrip("/")
 
 
 def hub_home() -> Path:
@@ -90,23 +82,21 @@ def hub_home() -> Path:
 
 def token_place() -> str:
     """Return where a token lies, in words, or "" where there is none; never the token."""
-    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        if os.environ.get(variable, "").strip():
-            return f"the environment variable {variable}"
-    return "the token file of `hf auth login`" if _token() else ""
-
-
-def _token() -> str:
     return next(iter(_tokens()), "")
 
 
-def _tokens() -> list[str]:
-    """Return every token that lies here, the one that is used first."""
-    found = [os.environ.get("HF_TOKEN"), os.environ.get("HUGGING_FACE_HUB_TOKEN")]
+def _token() -> str:
+    return next(iter(_tokens().values()), "")
+
+
+def _tokens() -> dict[str, str]:
+    """Return place → token for every token that lies here, the one that is used first."""
+    variables = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+    found = {f"the environment variable {name}": os.environ.get(name, "") for name in variables}
     with contextlib.suppress(OSError, ValueError, RuntimeError):
         file = Path(os.environ.get("HF_TOKEN_PATH") or hub_home() / "token").expanduser()
-        found.append(file.read_text(encoding="utf-8"))
-    return [token.strip() for token in found if token and token.strip()]
+        found["the token file of `hf auth login`"] = file.read_text(encoding="utf-8")
+    return {place: token.strip() for place, token in found.items() if token.strip()}
 
 
 def scrubbed(text: str) -> str:
@@ -115,7 +105,7 @@ def scrubbed(text: str) -> str:
     >>> scrubbed("invalid credentials: Bearer hf_abcdefghijklmnopqrstuvwxyz")
     'invalid credentials: Bearer ***'
     """
-    for token in _tokens():
+    for token in _tokens().values():
         if len(token) >= SHORTEST_TOKEN:
             as_bytes = repr(token.encode("latin-1", "backslashreplace"))[2:-1]
             for form in {token, as_bytes, repr(token)[1:-1], json.dumps(token)[1:-1], html.escape(token),
@@ -166,11 +156,7 @@ class _SameHostOnly(urllib.request.HTTPRedirectHandler):
 
 
 def ask_hub(name: str, timeout: float) -> str:
-    """Ask the hub with one HEAD request whether this machine may read a model.
-
-    Args:
-        name: of the repository.
-        timeout: seconds.
+    """Ask the hub with one HEAD request whether this machine may read a model; `timeout` is in seconds.
 
     Returns:
         "open", "refused (401)" or "refused (403)", "missing (404)", or "unreachable (why)".
@@ -188,11 +174,10 @@ def ask_hub(name: str, timeout: float) -> str:
     except urllib.error.HTTPError as error:
         if error.code < 400:  # redirected to the store of large files: the gate is passed
             target = urllib.parse.urljoin(error.url, error.headers.get("Location", ""))
-            if _origin(target) == _origin(error.url):
-                return "unreachable (it redirects in a circle)"
-            if urllib.parse.urlsplit(target).scheme not in ("https", urllib.parse.urlsplit(error.url).scheme):
-                return "unreachable (it redirects to an address without encryption)"
-            return "open"
+            scheme, *_ = _origin(target)
+            if _origin(target) != _origin(error.url) and scheme in ("https", _origin(error.url)[0]):
+                return "open"
+            return "unreachable (it redirects in a circle or to an address without encryption)"
         words = {401: "refused (401)", 403: "refused (403)", 404: "missing (404)"}
         from_hub = error.headers.get("X-Error-Code") or error.headers.get("X-Error-Message")  # a proxy says neither
         return words.get(error.code if from_hub else 0, f"unreachable (something answers {error.code})")
@@ -225,22 +210,15 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def refusal_sentence(name: str, status: int) -> str:
-    """Return what a refusal means and what to do: the licence and a token, or the switch.
-
-    >>> "PROBLAMA_UNGATED=1" in refusal_sentence("meta-llama/Llama-3.1-8B-Instruct", 401)
-    True
-    """
-    place = token_place()
+    """Return what a refusal means and what to do: the licence and a token, or the switch."""
+    place, copy = token_place(), UNGATED_COPIES.get(name.lower())
     if not is_gated(name):
-        held = f"with the token in {place}" if place else "without a token"
-        return scrubbed(f"The hub refuses {name!r} {held} ({status}): it is private or does not exist. Check the name "
-                        "(PROBLAMA_MODEL), or set PROBLAMA_PROFILE=cpu for the model that needs no hub.")
-    if not place:
+        why = f"it is private or does not exist, and was asked for with {place or 'no token'}: check the name"
+    elif not place:
         why = "it is gated and there is no token here: accept its licence on the hub and put your token into HF_TOKEN"
     elif status == 401:
         why = f"it is gated and the token in {place} is not valid: make a new one"
     else:
         why = f"it is gated and the account of the token in {place} has not been let in: accept its licence on the hub"
-    copy = UNGATED_COPIES.get(name.lower())
     switch = f"set {SWITCH}=1 to load the ungated copy {copy}" if copy else "set PROBLAMA_PROFILE=cpu"
     return scrubbed(f"The hub refuses {name!r} ({status}): {why}, or {switch}.")

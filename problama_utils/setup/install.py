@@ -11,6 +11,7 @@ and removes what it began. The notebooks' set-up cell calls `into_notebook_host`
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib
 import importlib.metadata
@@ -57,7 +58,7 @@ def fail(sentence: str) -> None:
 
 
 def wanted_state() -> str:
-    """Return a fingerprint of everything that decides what an installation contains."""
+    """Return a fingerprint of what decides what an installation contains."""
     parts = [(ROOT / name).read_bytes() for name in ("requirements.txt", "pyproject.toml")]
     return hashlib.sha256(b"\0".join([*parts, sys.version.encode()])).hexdigest()
 
@@ -73,15 +74,12 @@ def check_machine(target: Path) -> None:
         fail(f"{free:.1f} GB are free here, the environment needs {NEEDED_GB:.0f} GB: free some space or move.")
 
 
-def pip(python: Path | str, *arguments: str, action: str = "install", log: Path | None = None) -> None:
+def pip(python: Path | str, *arguments: str, action: str = "install") -> None:
     """Run pip quietly; where it fails, say why in one sentence."""
     command = [str(python), "-m", "pip", action, "--quiet", "--no-input", "--disable-pip-version-check",
                "--retries", "2"]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, encoding="utf-8", errors="replace",
                           cwd=ROOT, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
-    if log:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(done.stdout + done.stderr, encoding="utf-8")
     if done.returncode:
         fail(explain(done.stderr, done.returncode))
 
@@ -100,7 +98,7 @@ def make_environment(folder: Path) -> None:
         if made.returncode:
             fail("Python's venv module is missing or broken: install it (Debian: python3-venv), then try again.")
         python = python_of(folder)
-        pip(python, "--requirement", "requirements.txt", log=ROOT / "build" / "install.log")
+        pip(python, "--requirement", "requirements.txt")
         pip(python, "--no-deps", "--editable", ".")
     except BaseException:
         if fresh:
@@ -110,14 +108,13 @@ def make_environment(folder: Path) -> None:
 
 
 def python_of(folder: Path) -> Path:
-    """Return the interpreter of a virtual environment."""
     return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
 
 def run_steps(python: Path, steps: Iterable[Iterable[str]]) -> int:
     """Run programs of an environment in the checkout, one after the other; return the first exit status but 0."""
-    waiting = {"GOMP_SPINCOUNT": "5000"}  # as the package says, but a test may load torch before the package
-    environment = {**waiting, **os.environ, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}  # UTF-8 under any code page
+    # the spin count as the package says, but a test may load torch before the package; UTF-8 under any code page
+    environment = {"GOMP_SPINCOUNT": "5000", **os.environ, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
     before = signal.signal(signal.SIGINT, lambda *_: None)  # the program that runs decides what Ctrl-C does
     try:
         for arguments in steps:
@@ -131,14 +128,14 @@ def run_steps(python: Path, steps: Iterable[Iterable[str]]) -> int:
 
 
 def requirements(lock: str = "requirements.txt") -> dict[str, str]:
-    """Return the pinned requirements of a lock, `name → pin`, in the file's order."""
+    """Return a lock as name → pin, such as `{"numpy": "numpy==2.4.6"}`."""
     text = (ROOT / lock).read_text(encoding="utf-8")
     lines = (line.split("#")[0].strip() for line in text.splitlines())
     return {re.split(r"[=<>]", line)[0]: line for line in lines if line}
 
 
 def ranges() -> dict[str, str]:
-    """Return the releases that may run the course, `name → range`, such as `{"numpy": ">=2.0"}`."""
+    """Return the releases that may run the course as name → range, such as `{"numpy": ">=2.0"}`."""
     # not tomllib: Python 3.10 has none, and must get as far as the sentence that refuses it
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     block = re.search(r"^dependencies = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)[1]
@@ -146,7 +143,7 @@ def ranges() -> dict[str, str]:
 
 
 def name_and_range(requirement: str) -> tuple[str, str]:
-    """Split a requirement: `"numpy >=2.0"` is ("numpy", ">=2.0")."""
+    """Return `"numpy >=2.0"` as ("numpy", ">=2.0")."""
     return re.fullmatch(r"([\w.-]+)(.*)", requirement.replace(" ", "")).groups()
 
 
@@ -157,84 +154,67 @@ def release(version: str) -> tuple[int, ...]:
 
 
 def fits(version: str, bounds: str) -> bool:
-    """Tell whether a version lies within comma-separated bounds (>=, <=, >, <, ==, !=).
+    """Tell whether a version lies within comma-separated bounds (>=, <, ==).
 
     >>> fits("4.8.5", ">=4.8,<5"), fits("5.0.0", ">=4.8,<5"), fits("4.8rc1", ">=4.8")
     (True, False, False)
     """
     early = bool(re.search(r"\d[-_.]?(a|b|c|rc|alpha|beta|pre|dev)", version.split("+")[0]))
-    for bound in filter(None, (part.strip() for part in bounds.split(","))):
-        sign, limit = re.fullmatch(r"(>=|<=|==|!=|>|<)\s*(\S+)", bound).groups()
+    for bound in filter(None, bounds.split(",")):
+        sign, limit = re.fullmatch(r"\s*(>=|==|<)\s*(\w\S*)\s*", bound).groups()
         left, right = release(version), release(limit)
         same = left == right and (not early or version == limit)
-        holds = {">=": left > right or same, "<=": left <= right, "==": same, "!=": not same,
-                 ">": left > right, "<": left < right}  # fmt: skip
+        holds = {">=": left > right or same, "==": same, "<": left < right}
         if not holds[sign]:
             return False
     return True
 
 
-def installed_version(name: str) -> str | None:
-    """Return the release of a package; None where what Python finds first is missing or half removed.
+def installed_version(name: str) -> str:
+    """Return the release of a package; "" where what Python finds first is missing or half removed.
 
     Libraries ask for versions in the same way, so a sound copy further along the path does not help them.
     """
     try:
-        found = importlib.metadata.version(name)
+        distribution = importlib.metadata.distribution(name)
+        version = str(distribution.version).strip()
+        whole = bool(distribution.metadata["Name"]) and _has_its_modules(distribution)
     except (ImportError, OSError, ValueError, KeyError):  # PackageNotFoundError is an ImportError
-        return None
-    if not isinstance(found, str) or not re.fullmatch(r"v?\d[\w.!+-]*", found.strip()):
-        return None  # "", "unknown"
-    return found.strip() if _whole(name) else None
+        return ""
+    return version if whole and re.fullmatch(r"v?\d[\w.!+-]*", version) else ""  # not "unknown"
+
+
+def _has_its_modules(distribution: importlib.metadata.Distribution) -> bool:
+    listed = [line.split(",")[0] for line in (distribution.read_text("RECORD") or "").splitlines()]
+    modules = [(file,) for file in listed if re.fullmatch(r"[A-Za-z_]\w*(/__init__)?\.py", file)]
+    if not listed:  # an egg-info lists folders, or modules without their suffix
+        tops = (distribution.read_text("top_level.txt") or "").split()
+        modules = [(top, f"{top}.py", f"{top}.so", f"{top}.pyd") for top in tops]
+    return all(any(Path(distribution.locate_file(file)).exists() for file in files) for files in modules)
 
 
 def remains(name: str) -> str:
     """Return the metadata folder of a half-removed package, the first that Python finds, else ""."""
-    try:
-        importlib.metadata.version(name)
-    except (ImportError, OSError, ValueError, KeyError) as error:
-        if isinstance(error, ImportError):  # PackageNotFoundError
-            return ""
     first = next(iter(importlib.metadata.distributions(name=name)), None)
     return "" if first is None or installed_version(name) else str(getattr(first, "_path", name))
 
 
-def _whole(name: str) -> bool:
-    """Tell whether a package's metadata have a name and the modules that they list are there."""
-    try:
-        distribution = importlib.metadata.distribution(name)
-        listed = [line.split(",")[0] for line in (distribution.read_text("RECORD") or "").splitlines()]
-        modules = [(file,) for file in listed if re.fullmatch(r"[A-Za-z_]\w*(/__init__)?\.py", file)]
-        if not listed:  # an egg-info lists folders, or modules without their suffix
-            tops = (distribution.read_text("top_level.txt") or "").split()
-            modules = [(top, f"{top}.py", f"{top}.so", f"{top}.pyd") for top in tops]
-        there = all(any(Path(distribution.locate_file(file)).exists() for file in files) for files in modules)
-        return there and bool(distribution.metadata["Name"])
-    except importlib.metadata.PackageNotFoundError:
-        return True  # no metadata of that name to contradict the version
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-def satisfied(name: str, bounds: str) -> str | None:
-    """Return the installed release of `name` where it lies within `bounds`, else None."""
+def satisfied(name: str, bounds: str) -> str:
+    """Return the installed release of `name` where it lies within `bounds`, else ""."""
     found = installed_version(name)
-    return found if found and fits(found, bounds) else None
+    return found if found and fits(found, bounds) else ""
 
 
-def notebook_host_requirements() -> tuple[list[str], list[str]]:
-    """Return what a notebook host gets: `(kept or replaced under a running kernel, added)`, each as `name==release`.
-
-    Only what the course imports: Jupyter and the tests' tools are not for a rented kernel.
-    """
+def notebook_host_requirements() -> list[str]:
+    """Return what a notebook host gets, as `name==release`: only what the course imports, so no Jupyter, no tests."""
     pins, allowed = requirements(), ranges()
-    kept = []
-    for name in KEPT_ON_NOTEBOOK_HOSTS:
-        own = satisfied(name, allowed[name])
-        kept.append(f"{name}=={own}" if own else pins[name])
-    if not satisfied("torch", allowed["torch"]) and satisfied("torchvision", ""):
-        kept.append("torchvision")  # built for one torch release: the old one would fail to import beside the new
-    return kept, [pins[name] for name in allowed if name not in KEPT_ON_NOTEBOOK_HOSTS]
+    wanted = []
+    for name, bounds in allowed.items():
+        own = satisfied(name, bounds) if name in KEPT_ON_NOTEBOOK_HOSTS else ""
+        wanted.append(f"{name}=={own}" if own else pins[name])
+    if not satisfied("torch", allowed["torch"]) and installed_version("torchvision"):
+        wanted.append("torchvision")  # built for one torch release: the old one would fail to import beside the new
+    return wanted
 
 
 def refused() -> dict[str, str]:
@@ -263,17 +243,17 @@ def host_stamp() -> Path:
 
 def install_into_this_python() -> None:
     """Colab and Kaggle: add what is missing and keep the runtime's own torch and numpy where they will do."""
-    kept, added = notebook_host_requirements()
+    wanted = notebook_host_requirements()
     state = wanted_state() + ("+gpu" if shutil.which("nvidia-smi") else "")
-    pins = dict(pin.split("==") for pin in [*kept, *added] if "==" in pin)
-    done = not refused() and all(satisfied(name, f"=={wanted}") for name, wanted in pins.items())
+    pins = dict(pin.split("==") for pin in wanted if "==" in pin)
+    done = not refused() and all(satisfied(name, f"=={pin}") for name, pin in pins.items())
     if done and host_stamp().exists() and host_stamp().read_text(encoding="utf-8") == state:
         return
     print("No Problama: installing what this runtime lacks (one to three minutes, once).", flush=True)
-    pip(sys.executable, *kept, *added)
+    pip(sys.executable, *wanted)
     if shutil.which("nvidia-smi"):
         pip(sys.executable, "--no-deps", *UNSLOTH)
-        pip(sys.executable, *kept, *added, *UNSLOTH_NEEDS)
+        pip(sys.executable, *wanted, *UNSLOTH_NEEDS)
     remove_refused()
     importlib.invalidate_caches()
     for name in [*pins, *REFUSED]:
@@ -301,19 +281,14 @@ def take_colab_secret() -> None:
     """Put Colab's secret HF_TOKEN where the hub's library looks: into this process's environment, nowhere else."""
     if os.environ.get("HF_TOKEN"):
         return
-    try:
+    with contextlib.suppress(Exception):  # not Colab, no such secret, or no access to it: ungated models need none
         from google.colab import userdata
 
         os.environ["HF_TOKEN"] = userdata.get("HF_TOKEN")
-    except Exception:  # not Colab, no such secret, or no access to it: the ungated profiles need none
-        return
 
 
 def keep_runs_on_drive() -> None:
-    """Colab: put the runs on the reader's Google Drive, where the next notebook finds them; say where they go.
-
-    Where that fails, one sentence gives the reason and the course uses this machine's disk.
-    """
+    """Colab: put the runs on the reader's Google Drive; where that fails, on this disk. One sentence says where."""
     named, local = os.environ.get("PROBLAMA_RUNS", "").strip(), ROOT / "runs"
     folder = DRIVE / "MyDrive" / "no-problama" / "runs"
     if named and Path(named) != folder:

@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from problama_utils import hides_card
 from problama_utils.config import Profile, cache_dir, get_profile, path_variable, profile_for_card
 from problama_utils.setup import gpu as lane
 from problama_utils.setup.hub import ask_hub, chosen_name, hub_home, on_hub, token_place
-from problama_utils.setup.install import REFUSED, installed_version
+from problama_utils.setup.install import REFUSED, installed_version, release
 from problama_utils.setup.versions import wanted_packages
 
 NVIDIA_FIELDS = ("name", "compute_cap", "memory.total", "memory.free", "driver_version")
@@ -43,7 +42,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """What was seen. Every field can be written by hand, so that a machine can be simulated."""
+    """What was seen; written by hand, it simulates a machine."""
 
     python: tuple[int, int, int]
     system: str  # such as "Linux x86_64"
@@ -52,7 +51,7 @@ class Machine:
     ram_gb: float | None
     ram_free_gb: float | None
     disk_free_gb: float | None  # on the disk that holds the model cache
-    packages: dict[str, str] = field(default_factory=dict)  # of what the profile imports or refuses: name → version
+    packages: dict[str, str] = field(default_factory=dict)  # of what is imported, refused or of use: name → version
     torch_cuda: str | None = None  # CUDA release that torch was built for; "" = a CPU build, None = no torch
     gpu: Gpu | None = None
     gpu_note: str = ""  # why there is no GPU, where nvidia-smi reports it
@@ -64,15 +63,13 @@ class Machine:
 
 
 def look(profile: Profile | None = None) -> Machine:
-    """Look at this machine. The hub is asked only where the profile's model comes from it.
-
-    Args:
-        profile: the one that will run; None takes the one that this machine gets.
-    """
+    """Look at this machine for a profile (None: the one that it gets). The hub is asked only where it has the model."""
     gpu, gpu_note = _gpu()
     torch_cuda = _torch_cuda()
     profile = profile or profile_for(gpu, torch_cuda)
     ram, ram_free = _memory()
+    names = [*(package.name for package in wanted_packages(profile)), *REFUSED, "vllm", lane.PLUGIN]
+    versions = {name: installed_version(name) for name in names}
     model = chosen_name(profile)
     asks = on_hub(model) and os.environ.get("HF_HUB_OFFLINE", "").lower() not in ("1", "true", "yes", "on")
     return Machine(
@@ -83,7 +80,7 @@ def look(profile: Profile | None = None) -> Machine:
         ram_gb=ram,
         ram_free_gb=ram_free,
         disk_free_gb=_disk_free(hub_home() if on_hub(model) else cache_dir()),
-        packages=_packages([*(wanted.name for wanted in wanted_packages(profile)), *REFUSED]),
+        packages={name: version for name, version in versions.items() if version},
         torch_cuda=torch_cuda,
         gpu=gpu,
         gpu_note=gpu_note,
@@ -95,23 +92,19 @@ def look(profile: Profile | None = None) -> Machine:
     )
 
 
-def profile_for(gpu: Gpu | None, torch_cuda: str | None, *, min_slides_gb: float = 30.0) -> Profile:
+def profile_for(gpu: Gpu | None, torch_cuda: str | None) -> Profile:
     """Return the profile that `config.detect_profile` will pick once torch is imported, without importing it."""
     wanted = os.environ.get("PROBLAMA_PROFILE", "").strip()
     if wanted:
         return get_profile(wanted)
     if gpu is None or gpu_obstacle(gpu, torch_cuda) or lane_obstacle(gpu):
         return get_profile("cpu")
-    return profile_for_card(gpu.memory_gb or 0.0, gpu.capability or (0, 0), min_slides_gb=min_slides_gb)
+    return profile_for_card(gpu.memory_gb or 0.0, gpu.capability or (0, 0))
 
 
 def lane_obstacle(gpu: Gpu) -> str:
-    """Return why the GPU profiles cannot train on this card, and the cure, or "" (`setup.gpu.card_obstacle`).
-
-    What the driver does not tell is not held against the card: torch will know.
-    """
-    memory_gb, capability = gpu.memory_gb or lane.SMALLEST_CARD_GB, gpu.capability or lane.OLDEST_CARD
-    return lane.card_obstacle(memory_gb, capability, unsloth=bool(lane.installed("unsloth")))
+    """Return `setup.gpu.card_obstacle`; what the driver does not tell is not held against the card: torch will know."""
+    return lane.card_obstacle(gpu.memory_gb or lane.SMALLEST_CARD_GB, gpu.capability or lane.OLDEST_CARD)
 
 
 def gpu_obstacle(gpu: Gpu, torch_cuda: str | None) -> str:
@@ -119,15 +112,13 @@ def gpu_obstacle(gpu: Gpu, torch_cuda: str | None) -> str:
 
     Sources: NVIDIA's tables of minor-version compatibility (drivers) and CUDA 13's release notes (Turing and later).
     """
-    if torch_cuda is None:
-        return ""  # not installed yet: pip will choose a build
-    if torch_cuda == "":
-        return "torch is a build for CPUs: install one for CUDA from PyTorch's own index"
+    if not torch_cuda:  # None: not installed yet, pip will choose a build
+        return "" if torch_cuda is None else "torch is a build for CPUs: install one for CUDA from PyTorch's own index"
     major = int(torch_cuda.split(".")[0])
-    number = re.match(r"\d+", gpu.driver)
-    if number and int(number[0]) < lane.OLDEST_DRIVERS.get(major, 0):
-        return (f"driver {gpu.driver} is too old for torch's CUDA {torch_cuda}: update it to "
-                f"{lane.OLDEST_DRIVERS[major]} or newer, or install a torch built for an older CUDA")
+    needed = lane.OLDEST_DRIVERS.get(major, 0)
+    if gpu.driver[:1].isdigit() and release(gpu.driver)[0] < needed:
+        return (f"driver {gpu.driver} is too old for torch's CUDA {torch_cuda}: update it to {needed} or newer, or "
+                "install a torch built for an older CUDA")
     oldest = lane.OLDEST_CARDS.get(major, lane.OLDEST_CARD)
     if gpu.capability and gpu.capability < oldest:
         return (f"compute capability {gpu.capability[0]}.{gpu.capability[1]} is below {oldest[0]}.{oldest[1]}, the "
@@ -140,9 +131,9 @@ def vllm_sentence() -> str:
     card, _ = _gpu()
     if card is None or installed_version("vllm"):
         return ""
-    release, sentence = lane.vllm_for(driver=card.driver, capability=card.capability, system=_system(), host=_host(),
-                                      torch=installed_version("torch") or "", torch_cuda=_torch_cuda())  # fmt: skip
-    rest = "only profile slides samples with it" if release else "completions are sampled without it, more slowly"
+    version, sentence = lane.vllm_for(driver=card.driver, capability=card.capability, system=_system(), host=_host(),
+                                      torch=installed_version("torch"), torch_cuda=_torch_cuda())  # fmt: skip
+    rest = "only profile slides samples with it" if version else "completions are sampled without it, more slowly"
     return f"No Problama: {sentence}; {rest}.\n"
 
 
@@ -150,12 +141,10 @@ def _system() -> str:
     return f"{platform.system()} {platform.machine()}"
 
 
-def parse_nvidia_smi(text: str, names: tuple[str, ...] = NVIDIA_FIELDS) -> list[Gpu]:
-    """Read the lines of `nvidia-smi --query-gpu=… --format=csv,noheader,nounits`, one card each.
+def parse_nvidia_smi(text: str) -> list[Gpu]:
+    """Read the lines of `nvidia-smi --query-gpu=<NVIDIA_FIELDS> --format=csv,noheader,nounits`, one card each.
 
-    Args:
-        text: its output; memory in MiB; a value the driver does not know is in brackets, such as [N/A].
-        names: the fields that were asked for, in order.
+    Memory is in MiB; a value the driver does not know is in brackets, such as [N/A].
 
     >>> parse_nvidia_smi("Tesla T4, 7.5, 15360, 15101, 550.54.15")[0].capability
     (7, 5)
@@ -163,24 +152,12 @@ def parse_nvidia_smi(text: str, names: tuple[str, ...] = NVIDIA_FIELDS) -> list[
     cards = []
     for line in text.strip().splitlines():
         values = [value.strip() for value in line.split(",")]
-        if len(values) != len(names):
-            continue
-        row = dict(zip(names, values))  # noqa: B905 (an old Python must come as far as its own complaint)
-        capability = re.fullmatch(r"(\d+)\.(\d+)", row.get("compute_cap", ""))
-        cards.append(
-            Gpu(
-                name=row["name"],
-                capability=(int(capability[1]), int(capability[2])) if capability else None,
-                memory_gb=_mib(row["memory.total"]),
-                free_gb=_mib(row["memory.free"]),
-                driver=row["driver_version"],
-            )
-        )
+        if len(values) == len(NVIDIA_FIELDS):
+            name, capability, total, free, driver = values
+            known = re.fullmatch(r"(\d+)\.(\d+)", capability)
+            total_gb, free_gb = (int(mib) * MIB / 1e9 if mib.isdigit() else None for mib in (total, free))
+            cards.append(Gpu(name, (int(known[1]), int(known[2])) if known else None, total_gb, free_gb, driver))
     return cards
-
-
-def _mib(value: str) -> float | None:
-    return int(value) * MIB / 1e9 if value.isdigit() else None
 
 
 def _gpu() -> tuple[Gpu | None, str]:
@@ -190,26 +167,22 @@ def _gpu() -> tuple[Gpu | None, str]:
     visible = None if hides_card() else os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.strip() in ("", "-1"):
         return None, f"CUDA_VISIBLE_DEVICES={visible!r} hides the GPU"
-    without = tuple(name for name in NVIDIA_FIELDS if name != "compute_cap")  # drivers before 510 do not know it
-    complaint = ""
-    for names in (NVIDIA_FIELDS, without):
-        command = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits"]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SECONDS)
-        except (OSError, subprocess.TimeoutExpired):
-            return None, f"nvidia-smi gave no answer within {NVIDIA_SECONDS:g} s"
-        cards = parse_nvidia_smi(done.stdout, names) if done.returncode == 0 else []
-        if cards:
-            first = (visible or "0").split(",")[0].strip()
-            return cards[int(first) if first.isdigit() and int(first) < len(cards) else 0], ""
-        complaint = complaint_of(done.stdout + done.stderr)
-        if "valid field" not in complaint:
-            break
-    return None, complaint
+    command = ["nvidia-smi", f"--query-gpu={','.join(NVIDIA_FIELDS)}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return None, f"nvidia-smi gave no answer within {NVIDIA_SECONDS:g} s"
+    cards = parse_nvidia_smi(done.stdout) if done.returncode == 0 else []
+    if not cards:
+        return None, complaint_of(done.stdout + done.stderr)
+    first = (visible or "0").split(",")[0].strip()
+    return cards[int(first) if first.isdigit() and int(first) < len(cards) else 0], ""
 
 
 def complaint_of(output: str) -> str:
     """Return the first sentence of what nvidia-smi says when it shows no card."""
+    if "not a valid field" in output:  # compute_cap came with 510, and torch's CUDA needs a newer one
+        return f"its driver is too old: update it to {max(lane.OLDEST_DRIVERS.values())} or newer"
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     return re.split(r"(?<=\w)\. ", lines[0])[0].rstrip(".") if lines else "nvidia-smi shows no GPU"
 
@@ -220,10 +193,7 @@ def cores() -> int:
 
 
 def _fast_bf16() -> bool | None:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
+    text = _read("/proc/cpuinfo")
     return "avx512_bf16" in text if "flags" in text else None
 
 
@@ -233,26 +203,21 @@ def _memory() -> tuple[float | None, float | None]:
         page = os.sysconf("SC_PAGE_SIZE")
         total, free = os.sysconf("SC_PHYS_PAGES") * page / 1e9, os.sysconf("SC_AVPHYS_PAGES") * page / 1e9
     except (AttributeError, OSError, ValueError):  # Windows has no sysconf, a Mac's knows no free pages
-        return _psutil_memory()
+        try:
+            import psutil
+        except ImportError:  # nothing is installed yet
+            return None, None
+        seen = psutil.virtual_memory()
+        return seen.total / 1e9, seen.available / 1e9
     found = re.search(r"MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"))
     free = int(found[1]) * 1024 / 1e9 if found else free
     for limit, used in (("memory.max", "memory.current"),
                         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
-        cap = _read(f"/sys/fs/cgroup/{limit}").strip()
+        cap, held = _read(f"/sys/fs/cgroup/{limit}").strip(), _read(f"/sys/fs/cgroup/{used}").strip()
         if cap.isdigit() and int(cap) / 1e9 < total:
             total = int(cap) / 1e9
-            held = _read(f"/sys/fs/cgroup/{used}").strip()
-            free = min(free, total - int(held) / 1e9) if held.isdigit() else min(free, total)
+            free = min(free, total - int(held or 0) / 1e9)
     return total, free
-
-
-def _psutil_memory() -> tuple[float | None, float | None]:
-    try:
-        import psutil
-    except ImportError:  # nothing is installed yet
-        return None, None
-    seen = psutil.virtual_memory()
-    return seen.total / 1e9, seen.available / 1e9
 
 
 def peak_memory_gb() -> float:
@@ -281,16 +246,6 @@ def _disk_free(folder: Path) -> float | None:
         return shutil.disk_usage(folder).free / 1e9
     except OSError:
         return None
-
-
-def _packages(names: Iterable[str]) -> dict[str, str]:
-    """Return the versions of those of the named distributions that are installed whole."""
-    found = {}
-    for name in names:
-        version = installed_version(name)
-        if version:
-            found[name] = version
-    return found
 
 
 def _torch_cuda() -> str | None:

@@ -28,26 +28,22 @@ PIP_CAUSES = (
      "look for pins of your own (PIP_CONSTRAINT, pip.conf) or start from a fresh environment"),
     (r"package '?([^'\s]+)'? requires a different python", "a package does not run on this Python ({0})",
      "use Python 3.11, 3.12 or 3.13"),
+    (r"(?:killed|terminated) signal|failed with signal 9|out of memory",
+     "the memory did not suffice to compile a package", "close other programs, or use Python 3.11, 3.12 or 3.13"),
 )
-# Where a package had to be compiled: what its build lacked.
-BUILD_LACKS = (
-    (r"fatal error:? (?:c1083: cannot open include file: )?'?([^\s':]+\.h(?:pp|h)?)'?", "the header {0} is missing"),
-    (r"(microsoft visual c\+\+ [\d.]+)[^\n]* is required", "{0} is missing"),
-    (r"cannot find (-l\w+)", "the library {0} is missing"),
-    (r"(?:killed|terminated) signal|failed with signal 9|out of memory", "the memory did not suffice"),
-    (r"(?:command|unable to execute) '(?:[^'/]*/)*([\w.+-]+)'?[^\n]*(?:no such file|not found)", "there is no {0}"),
-    (r"can't find rust compiler|rust toolchain|cargo, the rust package manager", "there is no Rust compiler"),
-    (r"(cmake|ninja|meson|nvcc|pkg-config)\b[^\n]*(?:must be installed|not found|is not installed)", "there is no {0}"),
-    (r"modulenotfounderror: no module named '([\w.]+)'", "its build needs the Python module {0}"),
-)
+# Where a package had to be compiled: that it failed and its name, and the first line that tells why.
 BUILD_FAILED = (r"(?:building wheel|could not build wheels) for ([\w.-]+)|failed to build (?!installable)'?([\w.-]+)"
                 r"|failed to build installable wheels[^\n]*\n([\w.-]+)|metadata-generation-failed|fatal error:?"
                 r"|generating package metadata\.\n(?!see above)([\w.-]+)|subprocess-exited-with-error")
+BUILD_LACKS = (r"^(?!error: (?:subprocess|failed-wheel|metadata)|ERROR)[^\n]*"
+               r"(?:\berror:|\w+Error:|fatal error|cannot find)[^\n]*")
 # What a connection that failed says → what happened, what to do.
 CONNECTION_CAUSES = (
     (r"\b407\b|proxy authentication", "the proxy asks for a name and a password",
      "put them into HTTPS_PROXY (http://name:password@proxy:port) and run the command again"),
-    (r"certificate|ssl(?:v3|error|:)|ssl module", "the package index cannot be reached: its SSL certificate is refused",
+    (r"ssl module (?:in python )?is not available", "this Python was built without SSL and can use no package index",
+     "install another (3.11 to 3.13)"),
+    (r"certificate|ssl(?:v3|error|:)", "the package index cannot be reached: its SSL certificate is refused",
      "check this machine's clock, or name your network's own certificate in PIP_CERT, and run the command again"),
     (r"proxyerror|connect to proxy|proxy-connection-failed",
      "the package index cannot be reached: the proxy does not answer", "check HTTPS_PROXY and run the command again"),
@@ -76,10 +72,8 @@ def diagnose(stderr: str, status: int = 1) -> tuple[str, str]:
         number = -status if status < 0 else status - 128  # a shell adds 128 to the signal's
         why = ", most often for want of memory" if number == 9 else ""
         return f"pip was ended by signal {number}{why}", "close other programs and run the command again"
-    for pattern, cause, cure in PIP_CAUSES:
-        found = re.search(pattern, text, re.IGNORECASE)
-        if found:
-            return _filled(cause, found), cure
+    if known := _known(PIP_CAUSES, text):
+        return known
     missing = re.search(r"no matching distribution found for ([^\s;(]+)", text, re.IGNORECASE)
     if missing:
         return _missing(missing[1], text, warnings)
@@ -90,22 +84,17 @@ def diagnose(stderr: str, status: int = 1) -> tuple[str, str]:
     last = (errors or [line for line in lines if line not in warnings] or warnings or ["no reason given"])[-1]
     if re.fullmatch(r"error: [a-z-]+", last):  # newer pips: a keyword, and below it what happened
         last = " ".join([last, *lines[lines.index(last) + 1:][:2]])
-    return _connection(last) or (f"pip failed ({last[:300]})", "fix that and run the command again")
+    return _known(CONNECTION_CAUSES, last) or (f"pip failed ({last[:300]})", "fix that and run the command again")
 
 
-def _connection(line: str) -> tuple[str, str] | None:
-    """Return why a connection failed and what to do, or None where a line tells of none."""
-    for pattern, cause, cure in CONNECTION_CAUSES:
-        found = re.search(pattern, line, re.IGNORECASE)
+def _known(causes: tuple[tuple[str, str, str], ...], text: str) -> tuple[str, str] | None:
+    """Return what happened and what to do by the first pattern that matches, or None."""
+    for pattern, cause, cure in causes:
+        found = re.search(pattern, text, re.IGNORECASE)
         if found:
-            return _filled(cause, found), cure
+            groups = [group.strip("'\",") for group in found.groups() if group]
+            return cause.format(*groups) if groups else cause.replace(" ({0})", ""), cure
     return None
-
-
-def _filled(sentence: str, found: re.Match[str]) -> str:
-    """Put what a pattern's groups caught into a sentence; ` ({0})` goes where they caught nothing."""
-    groups = [group.strip("'\",") for group in found.groups() if group]
-    return sentence.format(*groups) if groups else sentence.replace(" ({0})", "")
 
 
 def _missing(requirement: str, text: str, warnings: list[str]) -> tuple[str, str]:
@@ -114,22 +103,17 @@ def _missing(requirement: str, text: str, warnings: list[str]) -> tuple[str, str
     own_page = re.compile(rf"/{re.sub('[-_.]+', '[-_.]+', name)}/?(?:[:\s]|$)", re.IGNORECASE)
     none = re.search(rf"requirement {re.escape(requirement)}[^\n]*\(from versions: none\)", text, re.IGNORECASE)
     # Retry(total=1) was tried once more; only after total=0 did pip give up
-    given_up = [line for line in warnings if re.search(own_page, line) and not re.search(r"Retry\(total=[1-9]", line)]
-    if none and any("ssl module in Python is not available" in line for line in warnings):
-        return "this Python was built without SSL, so it can use no package index", "install another (3.11 to 3.13)"
-    reason = _connection(given_up[-1]) if none and given_up else None
+    given_up = [line for line in warnings if "ssl module in Python is not available" in line
+                or re.search(own_page, line) and not re.search(r"Retry\(total=[1-9]", line)]
+    reason = _known(CONNECTION_CAUSES, given_up[-1]) if none and given_up else None
     return reason or (f"the package index has no {requirement} for this Python or platform",
                       "check PIP_INDEX_URL, or use Python 3.11, 3.12 or 3.13")
 
 
 def _build_failed(text: str) -> tuple[str, str]:
-    """Return which package had to be compiled and what its build lacked."""
+    """Return which package had to be compiled and what its build said."""
     named = [group for found in re.finditer(BUILD_FAILED, text, re.IGNORECASE) for group in found.groups() if group]
-    name = named[-1] if named else "a package"
-    cure = "use Python 3.11, 3.12 or 3.13, for which compiled files exist"
-    for pattern, lack in BUILD_LACKS:
-        found = re.search(pattern, text, re.IGNORECASE)
-        if found:
-            return f"{name} had to be compiled, and {_filled(lack, found)}", f"give it that, or {cure}"
-    reason = re.findall(r"^(?:\w*Error|error)\b:? (?!subprocess-exited)(.{1,200})", text, re.MULTILINE)
-    return f"{name} had to be compiled, and its build failed" + (f" ({reason[-1]})" if reason else ""), cure
+    said = re.search(BUILD_LACKS, text, re.MULTILINE)
+    reason = f" ({said[0][:200]})" if said else ""
+    return (f"{named[-1] if named else 'a package'} had to be compiled, and its build failed{reason}",
+            "give it what it lacks, or use Python 3.11, 3.12 or 3.13, for which compiled files exist")

@@ -167,7 +167,7 @@ def kernel() -> None:
     from problama_utils import config
 
     short = notebook_profile()
-    config._BUILDERS[short.name] = lambda: short
+    config.PROFILES[short.name] = short
     pretend_card.insert()
     sys.meta_path.insert(0, pretend_card.AfterImport("unsloth", on_the_pretend_card))
     launch_new_instance(sys.argv[2:])

@@ -117,7 +117,7 @@ def test_one_answer_says_whether_vllm_samples(version, plugin, four_bits, sixtee
     from problama_utils.training.run import grpo_config
 
     there = {"vllm": version, gpu.PLUGIN: "1.0" if plugin else ""}
-    monkeypatch.setattr(gpu, "installed", lambda name: there[name])
+    monkeypatch.setattr(gpu, "installed_version", lambda name: there[name])
     gpu._tell_once.cache_clear()
     slides = get_profile("slides")
     for profile, expected in ((slides, four_bits), (dataclasses.replace(slides, load_in_4bit=False), sixteen)):
@@ -266,8 +266,8 @@ def test_a_vllm_that_cannot_be_loaded_is_a_sentence_and_other_import_errors_stay
     unsloth = type(sys)("unsloth")
     unsloth.FastLanguageModel = type("FastLanguageModel", (), {"from_pretrained": staticmethod(load)})
     monkeypatch.setitem(sys.modules, "unsloth", unsloth)
-    monkeypatch.setattr(gpu, "installed", lambda name: {"vllm": "0.27.1"}.get(name, ""))
-    monkeypatch.setattr(models, "installed", gpu.installed)
+    monkeypatch.setattr(gpu, "installed_version", lambda name: {"vllm": "0.27.1"}.get(name, ""))
+    monkeypatch.setattr(models, "installed_version", gpu.installed_version)
     with pytest.raises(CourseError, match="^vLLM 0.27.1 is installed but .*pip uninstall vllm") as caught:
         models.load_policy(get_profile("slides"))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500

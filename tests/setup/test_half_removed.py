@@ -6,7 +6,6 @@ import pytest
 
 from problama_utils.config import get_profile
 from problama_utils.setup import install, machine
-from problama_utils.setup import versions as tested_versions
 from problama_utils.setup.preflight import PROBLEM, run_checks
 
 SOUND = "Metadata-Version: 2.1\nName: trl\nVersion: 1.14.2\n"
@@ -59,12 +58,12 @@ def half_removed(request, tmp_path, monkeypatch):
 
 
 def test_it_counts_as_missing_wherever_versions_are_read(half_removed):
-    assert install.installed_version("trl") is None
-    assert install.satisfied("trl", "") is None and install.satisfied("trl", ">=1.14.2,<1.15") is None
+    assert install.installed_version("trl") == ""
+    assert install.satisfied("trl", "") == install.satisfied("trl", ">=1.14.2,<1.15") == ""
     loaded = type(sys)("trl")
     loaded.__version__ = "1.14.2"
     assert install.stale({"trl": loaded}, ["trl"]) == []
-    assert "trl" not in machine._packages(["trl", "numpy"]) and machine._packages(["numpy"])
+    assert "trl" not in machine.look(get_profile("cpu")).packages
     assert install.remains("trl").startswith(str(half_removed))
 
 
@@ -105,7 +104,7 @@ def test_sound_packages_of_every_kind_are_found(kind, file, record, files, tmp_p
 @pytest.mark.parametrize(("version", "found"), [
     ("2.13.0+cpu", "2.13.0+cpu"), ("1.0rc1", "1.0rc1"), ("2026.10.9", "2026.10.9"),
     ("1!2.0.post1.dev3", "1!2.0.post1.dev3"),
-    ("0.0.0", "0.0.0"), ("unknown", None), ("", None), ("None", None), ("%VERSION%", None),
+    ("0.0.0", "0.0.0"), ("unknown", ""), ("", ""), ("None", ""), ("%VERSION%", ""),
 ])  # fmt: skip
 def test_a_version_is_what_begins_with_a_number(version, found, tmp_path, monkeypatch):
     metadata(tmp_path, f"Name: trl\nVersion: {version}\n")
@@ -116,8 +115,7 @@ def test_a_version_is_what_begins_with_a_number(version, found, tmp_path, monkey
 @pytest.mark.parametrize(("version", "bounds", "answer"), [
     ("2.13.0+cpu", "==2.13.0", True), ("2.13", "==2.13.0", True), ("2.13.0rc1", "==2.13.0", False),
     ("2.11rc1", ">=2.11", False), ("2.11rc1", ">=2.10", True), ("2.15.0rc1", "<2.15", False),
-    ("2.13.0", "!=2.13", False),
     ("2.13.0.post1", ">=2.13", True), ("2.12.1+cu126", "==2.12.1+cu126", True), ("unknown", ">=1", False),
 ])  # fmt: skip
 def test_bounds_are_kept_as_pip_keeps_them(version, bounds, answer):
-    assert tested_versions.fits(version, bounds) is answer
+    assert install.fits(version, bounds) is answer

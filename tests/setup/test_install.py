@@ -80,12 +80,8 @@ def host(monkeypatch, tmp_path):
     calls = []
     releases = {pin.split("==")[0]: pin.split("==")[1] for pin in install.requirements().values()}
 
-    def version(name):
-        if name not in releases:
-            raise install.importlib.metadata.PackageNotFoundError(name)
-        return releases[name]
-
-    monkeypatch.setattr(install.importlib.metadata, "version", version)
+    monkeypatch.setattr(install, "installed_version", lambda name: releases.get(name, ""))
+    monkeypatch.setattr(install, "remains", lambda name: "")
     monkeypatch.setattr(install, "pip", lambda python, *arguments, **k: calls.append(arguments))
     monkeypatch.setattr(install.shutil, "which", lambda _: None)
     monkeypatch.setattr(install, "host_stamp", lambda: tmp_path / install.STAMP)

@@ -23,6 +23,7 @@ from problama_utils.tasks.sources import DataError, read_hub
 SECRET = "hf_" + "Sesame" * 6
 PLAIN = "a-token/of+another=kind"
 NAME = "owner/model"
+REDIRECTS = "unreachable (it redirects in a circle or to an address without encryption)"
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -115,7 +116,7 @@ def test_from_https_to_http_the_token_stays_here(start, certificate, monkeypatch
     locked = start(lambda path: (302, {"Location": f"http://127.0.0.1:{port}{path}"}, b""), certificate)
     monkeypatch.setenv("HF_TOKEN", SECRET)
     monkeypatch.setenv("HF_ENDPOINT", f"https://127.0.0.1:{locked.server_port}")
-    assert ask_hub(NAME, 5.0) == "unreachable (it redirects to an address without encryption)"
+    assert ask_hub(NAME, 5.0) == REDIRECTS
     assert clear.seen == [] and [token for _, token in locked.seen] == [f"Bearer {SECRET}"]
 
 
@@ -133,7 +134,7 @@ def test_over_https_a_renamed_repository_is_found(start, certificate, monkeypatc
 def test_a_redirect_in_a_circle_is_no_open_door(start, monkeypatch):
     hub = start(lambda path: (302, {"Location": path}, b""))
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.server_port}")
-    assert ask_hub(NAME, 5.0) == "unreachable (it redirects in a circle)"
+    assert ask_hub(NAME, 5.0) == REDIRECTS
 
 
 CLEAR = ["http://hub.example", "HTTP://Hub.Example", "http://hub.example:443", "http://127.0.0.1.example",
