@@ -7,9 +7,11 @@ expected. Nothing is fixed silently: a row that does not fit is reported.
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from problama_utils.tasks.sources import Record
+from problama_utils.tasks.sources import DataError, Entry, Record, show
 
 Row = dict[str, Any]
 
@@ -21,6 +23,32 @@ COLUMNS = {
     "science": ("id", "question", "choices", "labels", "answer", "topic", "difficulty", "split"),
 }
 ID_FORMS = {"riddles": r"np-riddle-\d{4}", "physical": r"np-phys-\d{4}", "science": r"np-sci-\d{4}"}
+
+
+def rows_of(entries: Iterable[Entry], parse: Callable[[Record], Row], drop: bool) -> list[Row]:
+    """Parse all entries and check that ids are unique.
+
+    Raises:
+        DataError: the first bad entry; with `drop` it is left out, and a warning counts and lists those.
+    """
+    rows, dropped, first_seen = [], [], {}
+    for entry in entries:
+        try:
+            if isinstance(entry, DataError):
+                raise entry
+            row = parse(entry)
+            if row["id"] in first_seen:
+                raise entry.error("id", show(row["id"]), f"an id used once (first in {first_seen[row['id']]})")
+        except DataError as error:
+            if not drop:
+                raise
+            dropped.append(f"\n  {error}")
+        else:
+            first_seen[row["id"]] = f"{entry.file}, line {entry.line}"
+            rows.append(row)
+    if dropped:
+        warnings.warn(f"{len(dropped)} of {len(rows) + len(dropped)} rows dropped:{''.join(dropped)}", stacklevel=3)
+    return rows
 
 
 def parse_riddle(record: Record) -> Row:
@@ -42,11 +70,11 @@ def parse_physical(record: Record) -> Row:
             "difficulty": record.whole("difficulty", DIFFICULTIES), "split": record.word("split", ("train", "heldout"))}
 
 
-def parse_piqa(record: Record, split: str) -> Row:
-    """Read one PIQA question with its label; a row without an id is named by its line."""
-    record.only(("goal", "sol1", "sol2", "label"), optional=("id",))
-    name = record.text("id") if "id" in record.fields else f"piqa-{split}-{record.line:05d}"
-    return {"id": name, **_pair(record), "label": record.whole("label", (0, 1)), "difficulty": 0, "split": split}
+def parse_piqa(record: Record, part: str) -> Row:
+    """Read one question of PIQA's "train" or "validation" part, with its label."""
+    record.only(("id", "goal", "sol1", "sol2", "label"))
+    return {"id": record.text("id"), **_pair(record), "label": record.whole("label", (0, 1)), "difficulty": 0,
+            "split": "train" if part == "train" else "heldout"}
 
 
 def _pair(record: Record) -> Row:
@@ -57,39 +85,33 @@ def parse_science(record: Record, split: str, own: bool) -> Row:
     """Read a question in AI2's JSON form (choices as objects) or the hub's (two parallel lists)."""
     record.only(("id", "question", "answerKey", *(("topic", "difficulty", "split") if own else ())),
                 optional=() if own else ("choices",))
-    flat = "choices" in record.fields
-    question = record.text("question") if flat else record.inside("question").text("stem")
-    texts, labels = _choices_of_hub(record) if flat else _choices_of_ai2(record.inside("question"))
-    letters = list(LABELS[: len(labels)])
-    if labels != letters and labels != [str(number) for number in range(1, len(labels) + 1)]:
-        raise record.error("label", ", ".join(map(ascii, labels)), "A, B, C … or 1, 2, 3 … in order")
-    key = record.word("answerKey", labels, "(the row's own labels)")
+    if "choices" in record.fields:
+        question, choices = record.text("question"), record.inside("choices")
+    else:
+        inside = record.inside("question")
+        inside.only(("stem", "choices"))
+        question, choices = inside.text("stem"), _as_lists(inside)
+    choices.only(("text", "label"))
+    texts, labels = choices.texts("text", 3, 5), choices.texts("label", 3, 5)
+    letters = list(LABELS[: len(texts)])
+    if labels not in (letters, [str(number) for number in range(1, len(texts) + 1)]):
+        raise record.error("label", ", ".join(map(ascii, labels)), "A, B, C … or 1, 2, 3 … in order, one for each text")
+    key = record.word("answerKey", labels)
     row = {"id": _own_id(record, "science") if own else record.text("id"), "question": question, "choices": texts,
            "labels": letters, "answer": letters[labels.index(key)], "topic": "", "difficulty": 0, "split": split}
     if own:
-        record.word("split", ("test",), "(science is for evaluation only)")
+        record.word("split", ("test",))
         row |= {"topic": record.text("topic"), "difficulty": record.whole("difficulty", DIFFICULTIES)}
     return row
 
 
-def _choices_of_ai2(question: Record) -> tuple[list[str], list[str]]:
-    question.only(("stem", "choices"))
+def _as_lists(question: Record) -> Record:
+    """Return the choices of AI2's form as the hub's two parallel lists."""
     choices = question.fields["choices"]
-    if not isinstance(choices, list) or not 3 <= len(choices) <= 5 or not all(isinstance(c, dict) for c in choices):
-        raise question.error("choices", "something else", "a list of 3 to 5 objects with text and label")
-    records = [Record(question.file, question.line, choice) for choice in choices]
-    for record in records:
-        record.only(("text", "label"))
-    return [record.text("text") for record in records], [record.text("label") for record in records]
-
-
-def _choices_of_hub(record: Record) -> tuple[list[str], list[str]]:
-    inside = record.inside("choices")
-    inside.only(("text", "label"))
-    texts, labels = inside.texts("text", 3, 5), inside.texts("label", 3, 5)
-    if len(texts) != len(labels):
-        raise record.error("choices", f"{len(texts)} texts and {len(labels)} labels", "as many labels as texts")
-    return texts, labels
+    if not isinstance(choices, list) or not all(isinstance(c, dict) and set(c) == {"text", "label"} for c in choices):
+        raise question.error("choices", "something else", "a list of objects with text and label")
+    lists = {name: [choice[name] for choice in choices] for name in ("text", "label")}
+    return Record(question.file, question.line, lists)
 
 
 def _own_id(record: Record, task: str) -> str:
