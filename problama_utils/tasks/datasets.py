@@ -11,7 +11,6 @@ is not there:
     source         "embedded" (the kit's own files), "hub" (PIQA, ARC-Challenge) or a folder; None takes PROBLAMA_DATA's
                    folder, and where that is unset the embedded files
     difficulty     the levels to keep, such as 1 or [1, 2]; PIQA and ARC have none (0), so that all their rows are kept
-    drop_bad_rows  leave bad rows out, with a warning that counts and lists them, instead of raising
 
 `tasks.folders` lists the layouts that are found in a folder and in its parents. A folder that is named and does not
 hold what is asked for is an error, never the embedded rows: unset PROBLAMA_DATA or ask for source="embedded" to have
@@ -51,12 +50,10 @@ def load_few_shot(task: str) -> list[Row]:
     if task not in fields:
         raise DataError("few_shot.jsonl", repr(task), "riddles or physical", field="task")
     rows = []
-    for entry in read_json_lines(assets_folder() / "few_shot.jsonl"):
-        if isinstance(entry, DataError):
-            raise entry
-        if entry.text("task") == task:
-            row = {name: entry.text(name) for name in fields[task]}
-            letter = {"label": "AB".index(entry.word("answer", "AB"))} if task == "physical" else {}
+    for record in read_json_lines(assets_folder() / "few_shot.jsonl"):
+        if record.text("task") == task:
+            row = {name: record.text(name) for name in fields[task]}
+            letter = {"label": "AB".index(record.word("answer", "AB"))} if task == "physical" else {}
             rows.append(row | letter)
     return rows
 

@@ -20,7 +20,7 @@ from problama_utils.tasks.datasets import as_dataset, check_split, load_few_shot
 from problama_utils.tasks.folders import label_list
 from problama_utils.tasks.places import Place, resolve
 from problama_utils.tasks.rows import Row, parse_physical, parse_piqa, rows_of
-from problama_utils.tasks.sources import DataError, Entry, Record, read_hub, read_text, show
+from problama_utils.tasks.sources import DataError, Record, read_hub, read_text, show
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,7 +32,7 @@ NO_TEST_LABELS = "(the labels of PIQA's test split are not public, so nothing co
 
 
 def load_piqa(split: str = "train", *, source: str | Path | None = None,
-              difficulty: int | Collection[int] | None = None, drop_bad_rows: bool = False) -> Dataset:
+              difficulty: int | Collection[int] | None = None) -> Dataset:
     """Load two-option questions about everyday physical know-how: the kit's own, or PIQA (arXiv:1911.11641).
 
     `tasks.datasets` explains the arguments. Splits are "train", "heldout" and "all"; PIQA also has "validation": the
@@ -43,13 +43,12 @@ def load_piqa(split: str = "train", *, source: str | Path | None = None,
     splits = ("train", "heldout", "all", *(["validation"] if place.public else []))
     check_split(place, split, splits, NO_TEST_LABELS if split == "test" else "")
     if not place.public:
-        rows = rows_of(place.entries(), parse_physical, drop_bad_rows)
-        return as_dataset("physical", rows, split, difficulty, place)
-    rows, rule = _published_rows(place, split, drop_bad_rows)
+        return as_dataset("physical", rows_of(place.records(), parse_physical), split, difficulty, place)
+    rows, rule = _published_rows(place, split)
     return as_dataset("physical", rows, "all" if split == "validation" else split, difficulty, place, rule)
 
 
-def _published_rows(place: Place, split: str, drop: bool) -> tuple[list[Row], str]:
+def _published_rows(place: Place, split: str) -> tuple[list[Row], str]:
     """Return what `split` needs of PIQA's questions, each with its split, and in words how they are split."""
     if place.kind == "folder" and "validation" not in place.files:
         there = ", ".join(sorted(path.name for files in place.files.values() for path in files)[:4])
@@ -59,7 +58,7 @@ def _published_rows(place: Place, split: str, drop: bool) -> tuple[list[Row], st
     needed = {"train": ["train"], "all": ["train", "validation"]}.get(split, ["validation"])
     rows = []
     for part in ["validation"] if by_goal else needed:
-        rows += rows_of(_entries(place, part), partial(parse_piqa, part=part), drop)
+        rows += rows_of(_records(place, part), partial(parse_piqa, part=part))
     rule = "train as published, validation held out"
     if by_goal:
         rows = split_by_goal(rows)
@@ -68,41 +67,37 @@ def _published_rows(place: Place, split: str, drop: bool) -> tuple[list[Row], st
     return rows, "the whole of its validation questions" if split == "validation" else rule
 
 
-def _entries(place: Place, part: str) -> list[Entry]:
+def _records(place: Place, part: str) -> list[Record]:
     """Return the raw records of PIQA's "train" or "validation" part, with a label and an id each."""
     if place.kind == "hub":
         files = f"hf://datasets/ybisk/piqa@{PIQA_REVISION}/plain_text/{part}/*.parquet"
-        entries = read_hub(f"hub:ybisk/piqa@{PIQA_REVISION[:7]}/{part}", path="parquet", data_files={part: files},
+        records = read_hub(f"hub:ybisk/piqa@{PIQA_REVISION[:7]}/{part}", path="parquet", data_files={part: files},
                            split=part)
     else:
-        entries, first = place.entries(part), place.files[part][0]
-        entries = entries if first.suffix.lower() == ".parquet" else _with_labels(first, entries)
-    for number, entry in enumerate(entries, start=1):  # over all files of a part, unlike the lines
-        if isinstance(entry, Record):
-            entry.fields.setdefault("id", f"piqa-{part}-{number:05d}")
-    return entries
+        records = place.records(part)
+        if place.files[part][0].suffix.lower() != ".parquet":
+            _add_labels(place.files[part][0], records)
+    for number, record in enumerate(records, start=1):  # over all files of a part, unlike the lines
+        record.fields.setdefault("id", f"piqa-{part}-{number:05d}")
+    return records
 
 
-def _with_labels(lines: Path, entries: list[Entry]) -> list[Entry]:
-    """Join rows and their label list; without a list the rows must have a label each."""
+def _add_labels(lines: Path, records: list[Record]) -> None:
+    """Add the labels of the list beside a file; without a list the rows must have a label each."""
     labels, name = label_list(lines), f"{lines.stem}-labels.lst"
-    in_rows = any(isinstance(entry, Record) and "label" in entry.fields for entry in entries)
+    in_rows = any("label" in record.fields for record in records)
     if in_rows == (labels is not None):
         found = f"labels in its rows and in {name}" if in_rows else f"no {name} beside it and no label in its rows"
         raise DataError(lines, found, "PIQA's labels (0 or 1) in one of the two")
     if labels is None:
-        return entries
+        return
     values = read_text(labels)
-    if len(entries) != len(values):
-        raise DataError(labels, f"{len(values)} labels", f"{len(entries)}, one a line of {lines.name}")
-    joined: list[Entry] = []
-    for number, (entry, value) in enumerate(zip(entries, values, strict=True), start=1):
-        if isinstance(entry, Record) and value.strip() not in ("0", "1"):
-            entry = DataError(labels, show(value.strip()), "0 or 1", number)
-        elif isinstance(entry, Record):
-            entry.fields["label"] = int(value)
-        joined.append(entry)
-    return joined
+    if len(records) != len(values):
+        raise DataError(labels, f"{len(values)} labels", f"{len(records)}, one a line of {lines.name}")
+    for record, value in zip(records, values, strict=True):
+        if value.strip() not in ("0", "1"):
+            raise DataError(labels, show(value.strip()), "0 or 1", record.line)
+        record.fields["label"] = int(value)
 
 
 def split_by_goal(rows: list[Row]) -> list[Row]:

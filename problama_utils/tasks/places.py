@@ -9,7 +9,7 @@ from problama_utils.config import expanded
 from problama_utils.tasks.folders import DEPTH, LOOKED_FOR, find_own, find_public, listing
 from problama_utils.tasks.sources import (
     DataError,
-    Entry,
+    Record,
     assets_folder,
     existing_folder,
     local_folder,
@@ -31,7 +31,7 @@ class Place:
     files: dict[str, list[Path]] = field(default_factory=dict)  # by split
     announced: bool = True  # worth a line on stderr: not the default
 
-    def entries(self, split: str = OWN) -> list[Entry]:
+    def records(self, split: str = OWN) -> list[Record]:
         """Read the raw records of a split, or of the whole file where it has the kit's own form."""
         files = self.files[split if self.public else OWN]
         return read_parquet(files) if files[0].suffix.lower() == ".parquet" else read_json_lines(files[0])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def load_riddles(split: str = "train", *, source: str | Path | None = None,
-                 difficulty: int | Collection[int] | None = None, drop_bad_rows: bool = False) -> Dataset:
+                 difficulty: int | Collection[int] | None = None) -> Dataset:
     """Load short-answer riddles; `tasks.datasets` explains the arguments.
 
     Splits are "train", "heldout" and "all"; levels 1 (plain description), 2 (a turn of thought) and 3 (wordplay). A
@@ -24,7 +24,7 @@ def load_riddles(split: str = "train", *, source: str | Path | None = None,
     """
     place = resolve("riddles", source)
     check_split(place, split, ("train", "heldout", "all"))
-    return as_dataset("riddles", rows_of(place.entries(), parse_riddle, drop_bad_rows), split, difficulty, place)
+    return as_dataset("riddles", rows_of(place.records(), parse_riddle), split, difficulty, place)
 
 
 RIDDLES = Task(

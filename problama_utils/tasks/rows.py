@@ -7,11 +7,10 @@ expected. Nothing is fixed silently: a row that does not fit is reported.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from problama_utils.tasks.sources import DataError, Entry, Record, show
+from problama_utils.tasks.sources import Record, show
 
 Row = dict[str, Any]
 
@@ -25,29 +24,15 @@ COLUMNS = {
 ID_FORMS = {"riddles": r"np-riddle-\d{4}", "physical": r"np-phys-\d{4}", "science": r"np-sci-\d{4}"}
 
 
-def rows_of(entries: Iterable[Entry], parse: Callable[[Record], Row], drop: bool) -> list[Row]:
-    """Parse all entries and check that ids are unique.
-
-    Raises:
-        DataError: the first bad entry; with `drop` it is left out, and a warning counts and lists those.
-    """
-    rows, dropped, first_seen = [], [], {}
-    for entry in entries:
-        try:
-            if isinstance(entry, DataError):
-                raise entry
-            row = parse(entry)
-            if row["id"] in first_seen:
-                raise entry.error("id", show(row["id"]), f"an id used once (first in {first_seen[row['id']]})")
-        except DataError as error:
-            if not drop:
-                raise
-            dropped.append(f"\n  {error}")
-        else:
-            first_seen[row["id"]] = f"{entry.file}, line {entry.line}"
-            rows.append(row)
-    if dropped:
-        warnings.warn(f"{len(dropped)} of {len(rows) + len(dropped)} rows dropped:{''.join(dropped)}", stacklevel=3)
+def rows_of(records: Iterable[Record], parse: Callable[[Record], Row]) -> list[Row]:
+    """Parse all records and check that ids are unique."""
+    rows, first_seen = [], {}
+    for record in records:
+        row = parse(record)
+        if row["id"] in first_seen:
+            raise record.error("id", show(row["id"]), f"an id used once (first in {first_seen[row['id']]})")
+        first_seen[row["id"]] = f"{record.file}, line {record.line}"
+        rows.append(row)
     return rows
 
 

@@ -11,7 +11,7 @@ from problama_utils.tasks.base import Task
 from problama_utils.tasks.datasets import as_dataset, check_split
 from problama_utils.tasks.places import Place, resolve
 from problama_utils.tasks.rows import parse_science, rows_of
-from problama_utils.tasks.sources import DataError, Entry, Record, read_hub
+from problama_utils.tasks.sources import DataError, Record, read_hub
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,7 +20,7 @@ ARC_REVISION = "210d026faf9955653af8916fad021475a3f00453"
 
 
 def load_science(split: str = "test", *, source: str | Path | None = None,
-                 difficulty: int | Collection[int] | None = None, drop_bad_rows: bool = False) -> Dataset:
+                 difficulty: int | Collection[int] | None = None) -> Dataset:
     """Load multiple-choice science questions: the kit's own, or ARC-Challenge (arXiv:1803.05457).
 
     Letters come from the row's own labels, so that ARC's keys 1 to 5 become A to E; `count_digit_keys` counts them.
@@ -32,11 +32,10 @@ def load_science(split: str = "test", *, source: str | Path | None = None,
     split = "dev" if split == "validation" else split
     check_split(place, split, ("train", "dev", "test") if place.public else ("test",))
     parse = partial(parse_science, split=split, own=not place.public)
-    rows = rows_of(_entries(place, split), parse, drop_bad_rows)
-    return as_dataset("science", rows, split, difficulty, place)
+    return as_dataset("science", rows_of(_records(place, split), parse), split, difficulty, place)
 
 
-def _entries(place: Place, split: str) -> list[Entry]:
+def _records(place: Place, split: str) -> list[Record]:
     """Return the raw records of a split ("train", "dev" or "test")."""
     hub_name = "validation" if split == "dev" else split
     if place.kind == "hub":
@@ -45,13 +44,13 @@ def _entries(place: Place, split: str) -> list[Entry]:
     if place.public and split not in place.files:
         raise DataError(place.about, f"no {split} questions, only {', '.join(sorted(place.files))}",
                         f"ARC-Challenge-{split.capitalize()}.jsonl or {hub_name}-00000-of-00001.parquet beside them")
-    return place.entries(split)
+    return place.records(split)
 
 
 def count_digit_keys(split: str = "test", *, source: str | Path | None = None) -> int:
     """Return how many answer keys of a science source are digits (ARC-Challenge: 23 / 4 / 22 in train / dev / test)."""
-    entries = _entries(resolve("science", source), split)
-    return sum(isinstance(entry, Record) and str(entry.fields.get("answerKey")).isdigit() for entry in entries)
+    records = _records(resolve("science", source), split)
+    return sum(str(record.fields.get("answerKey")).isdigit() for record in records)
 
 
 def science_question(row: Mapping[str, Any]) -> str:

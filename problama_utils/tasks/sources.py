@@ -95,9 +95,6 @@ class Record:
         return value
 
 
-Entry = Record | DataError
-
-
 def show(value: Any) -> str:
     """Describe a value in at most about 60 characters, without walking into nested ones.
 
@@ -167,38 +164,37 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def read_json_lines(path: Path) -> list[Entry]:
-    """Read a file of JSON objects, one a line; a broken line becomes a `DataError` in its place."""
-    entries: list[Entry] = []
+def read_json_lines(path: Path) -> list[Record]:
+    """Read a file of JSON objects, one a line."""
+    records = []
     for number, line in enumerate(read_text(path), start=1):
         try:
             value = json.loads(line, object_pairs_hook=_object)
             if not isinstance(value, dict):
                 raise ValueError(show(value))
-            entries.append(Record(str(path), number, value))
         except (ValueError, RecursionError) as error:
-            reason = str(error).split("\n")[0] if line.strip() else "an empty line"
-            entries.append(DataError(path, reason, "one JSON object with double-quoted names", number))
-    return entries
+            raise DataError(path, str(error), "one JSON object with double-quoted names", number) from error
+        records.append(Record(str(path), number, value))
+    return records
 
 
-def read_parquet(paths: Iterable[Path]) -> list[Entry]:
+def read_parquet(paths: Iterable[Path]) -> list[Record]:
     """Read the rows of parquet files, in the order of their names."""
     import pyarrow.parquet
 
-    entries: list[Entry] = []
+    records: list[Record] = []
     for path in sorted(paths):
         try:
             rows = pyarrow.parquet.read_table(path).to_pylist()
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise DataError(path, str(error).split("\n")[0][:120], "a parquet file") from error
-        entries += [Record(str(path), number, row) for number, row in enumerate(rows, start=1)]
-    if not entries:
+        records += [Record(str(path), number, row) for number, row in enumerate(rows, start=1)]
+    if not records:
         raise DataError(", ".join(map(str, paths)), "no rows", "at least one row")
-    return entries
+    return records
 
 
-def read_hub(address: str, **arguments: Any) -> list[Entry]:
+def read_hub(address: str, **arguments: Any) -> list[Record]:
     """Read one split from the Hugging Face hub.
 
     Args:

@@ -17,7 +17,7 @@ from problama_utils.tasks.registry import LOADERS
 from problama_utils.tasks.riddles import load_riddles
 from problama_utils.tasks.rows import COLUMNS
 from problama_utils.tasks.science import count_digit_keys, load_science
-from problama_utils.tasks.sources import DataError, read_json_lines
+from problama_utils.tasks.sources import DataError
 
 RIDDLE = {"id": "np-riddle-0001", "riddle": "It has a face and two hands.", "answer": "clock", "aliases": ["watch"],
           "choices": ["clock", "spoon", "chair", "lamp"], "difficulty": 1, "split": "train"}
@@ -366,14 +366,6 @@ def test_windows_line_ends_and_a_byte_order_mark_do_no_harm(tmp_path):
     assert load_riddles(source=tmp_path)["answer"][:] == ["clock"]
 
 
-def test_rows_dropped_on_request_are_counted_and_listed(tmp_path):
-    folder = write(tmp_path, "riddles", RIDDLE, "{broken", RIDDLE, RIDDLE | {"id": "np-riddle-0002"})
-    with pytest.warns(UserWarning, match=r"2 of 4 rows dropped") as caught:
-        kept = load_riddles(source=folder, drop_bad_rows=True)
-    assert kept["id"][:] == ["np-riddle-0001", "np-riddle-0002"]
-    assert "line 2" in str(caught[0].message) and "line 3, field 'id'" in str(caught[0].message)
-
-
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
                     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
                     max_leaves=8)
@@ -423,10 +415,3 @@ def test_only_data_errors_ever_come_out_of_piqas_two_files(tmp_path, rows, label
         assert len(load_piqa("validation", source=tmp_path)) >= 1
     except DataError as error:
         assert "piqa" in str(error)
-
-
-def test_a_broken_line_takes_its_place_so_that_later_line_numbers_stay_true(tmp_path):
-    write(tmp_path, "riddles", RIDDLE, "{", RIDDLE)
-    entries = read_json_lines(tmp_path / "riddles.jsonl")
-    assert [isinstance(entry, DataError) for entry in entries] == [False, True, False]
-    assert entries[2].line == 3
