@@ -177,26 +177,23 @@ def grade(answer: str | None, accepted: Iterable[str]) -> Verdict:
     return Verdict.RIGHT if given in {normalise(text) for text in accepted} else Verdict.WRONG
 
 
-def grade_letter(
-    answer: str | None, right: str, labels: Sequence[str], choices: Sequence[str] | None = None
-) -> Verdict:
-    """Grade a multiple-choice answer: unjudged unless exactly one label is named."""
-    letter = read_letter(answer, labels, choices)
-    if letter is None:
-        return Verdict.UNJUDGED
-    return Verdict.RIGHT if letter == right else Verdict.WRONG
-
-
 def judge(
     answer: str | None, right: str, aliases: Iterable[str] | None = None, labels: Sequence[str] | None = None,
     choices: Sequence[str] | None = None,
 ) -> Verdict:
     """Grade one read answer as its problem wants it: a letter where there are labels, else a text with its aliases.
 
+    A choice is unjudged unless exactly one label is named.
+
     >>> judge("b.", "B", labels=["A", "B"]), judge("a honeybee", "bee", ["honeybee"])
     (<Verdict.RIGHT: 'right'>, <Verdict.RIGHT: 'right'>)
     """
-    return grade_letter(answer, right, labels, choices) if labels else grade(answer, [right, *(aliases or ())])
+    if not labels:
+        return grade(answer, [right, *(aliases or ())])
+    letter = read_letter(answer, labels, choices)
+    if letter is None:
+        return Verdict.UNJUDGED
+    return Verdict.RIGHT if letter == right else Verdict.WRONG
 
 
 def _tags(completion: str) -> tuple[int, int]:
