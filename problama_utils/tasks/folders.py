@@ -22,13 +22,13 @@ from problama_utils.tasks.sources import DataError
 
 DEPTH, MOST_FOLDERS = 8, 5000  # a hub's cache has its parquet files six folders below HF_HOME
 LINES, PARQUET = (".jsonl", ".json"), ".parquet"
-STEMS = {
-    "PIQA": {"train": "train", "valid": "validation", "dev": "validation", "validation": "validation", "test": "test",
-             "tests": "test"},
-    "ARC-Challenge": {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "test": "test"},
-}
 NAMED = {"PIQA": r"piqa|physical.?iqa", "ARC-Challenge": r"arc[-_ ]?challenge"}  # in a folder's name
 ARC_EASY = r"arc[-_ ]?easy"
+# valid.jsonl, ARC-Challenge-Test.jsonl, train-00000-of-00001.parquet or train/0000.parquet, with the folder it lies in
+_FILE = r"(?P<root>(?:.*?/)??)%s(?P<split>train|valid|dev|validation|%s)(?:\.jsonl?|(?:/[^/]*|-[^/]*)?\.parquet)"
+FILES = {"PIQA": _FILE % ("", "tests?"), "ARC-Challenge": _FILE % ("(?:arc-challenge-)?", "test")}
+SPLITS = {"PIQA": {"valid": "validation", "dev": "validation", "tests": "test"},  # called otherwise than in the name
+          "ARC-Challenge": {"valid": "dev", "validation": "dev"}}
 PIQA_FIELDS = {"goal", "sol1", "sol2"}
 LOOKED_FOR = {
     "physical": "PIQA's valid.jsonl or dev.jsonl with its -labels.lst, validation/0000.parquet, "
@@ -90,13 +90,14 @@ def find_public(name: str, folder: Path) -> tuple[Path, dict[str, list[Path]]] |
     """
     roots: dict[tuple[bool, int, bool, Path], dict[str, list[Path]]] = {}
     for path in files_below(folder):
-        root, split = _root_and_split(name, path, folder)
-        if not split:
+        file = re.fullmatch(FILES[name], path.relative_to(folder).as_posix().lower())
+        if not file:
             continue
-        below = root.relative_to(folder).parts
+        split = SPLITS[name].get(file["split"], file["split"])
+        below = path.relative_to(folder).parts[: file["root"].count("/")]
         named = _is_named(name, [*(below or [folder.resolve().name]), path.stem])
         if named or (name == "PIQA" and not _is_other(path)):
-            claim = (not named, len(below), path.suffix.lower() == PARQUET, root)
+            claim = (not named, len(below), path.suffix.lower() == PARQUET, folder.joinpath(*below))
             roots.setdefault(claim, {}).setdefault(split, []).append(path)
     if not roots:
         return None
@@ -112,18 +113,6 @@ def find_public(name: str, folder: Path) -> tuple[Path, dict[str, list[Path]]] |
         else:
             _only_one(folder, files)
     return best[-1], roots[best]
-
-
-def _root_and_split(name: str, path: Path, folder: Path) -> tuple[Path, str]:
-    """Return the root folder and the split that a file's name and place stand for; the split is "" for other files."""
-    stems, stem, kind = STEMS[name], path.stem.lower(), path.suffix.lower()
-    if kind == PARQUET and path.parent != folder and path.parent.name.lower() in stems:  # train/0000.parquet
-        return path.parent.parent, stems[path.parent.name.lower()]
-    if kind == PARQUET:
-        stem = stem.split("-")[0]
-    elif name == "ARC-Challenge":
-        stem = stem.removeprefix("arc-challenge-")
-    return path.parent, stems.get(stem, "") if kind in (*LINES, PARQUET) else ""
 
 
 def _is_named(name: str, parts: Sequence[str]) -> bool:

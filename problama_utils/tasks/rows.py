@@ -6,7 +6,6 @@ expected. Nothing is fixed silently: a row that does not fit is reported.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,7 +20,6 @@ COLUMNS = {
     "physical": ("id", "goal", "sol1", "sol2", "label", "difficulty", "split"),
     "science": ("id", "question", "choices", "labels", "answer", "topic", "difficulty", "split"),
 }
-ID_FORMS = {"riddles": r"np-riddle-\d{4}", "physical": r"np-phys-\d{4}", "science": r"np-sci-\d{4}"}
 
 
 def rows_of(records: Iterable[Record], parse: Callable[[Record], Row]) -> list[Row]:
@@ -39,7 +37,8 @@ def rows_of(records: Iterable[Record], parse: Callable[[Record], Row]) -> list[R
 def parse_riddle(record: Record) -> Row:
     """Read one of the kit's riddles."""
     record.only(COLUMNS["riddles"])
-    row = {"id": _own_id(record, "riddles"), "riddle": record.text("riddle"), "answer": record.text("answer"),
+    row = {"id": record.text("id", r"np-riddle-\d{4}"),
+           "riddle": record.text("riddle"), "answer": record.text("answer"),
            "aliases": record.texts("aliases", 0, 40), "choices": record.texts("choices", 4, 4),
            "difficulty": record.whole("difficulty", DIFFICULTIES), "split": record.word("split", ("train", "heldout"))}
     times = row["choices"].count(row["answer"])
@@ -51,7 +50,7 @@ def parse_riddle(record: Record) -> Row:
 def parse_physical(record: Record) -> Row:
     """Read one of the kit's physical pairs."""
     record.only(COLUMNS["physical"], optional=("topic",))
-    return {"id": _own_id(record, "physical"), **_pair(record), "label": record.whole("label", (0, 1)),
+    return {"id": record.text("id", r"np-phys-\d{4}"), **_pair(record), "label": record.whole("label", (0, 1)),
             "difficulty": record.whole("difficulty", DIFFICULTIES), "split": record.word("split", ("train", "heldout"))}
 
 
@@ -82,7 +81,7 @@ def parse_science(record: Record, split: str, own: bool) -> Row:
     if labels not in (letters, [str(number) for number in range(1, len(texts) + 1)]):
         raise record.error("label", ", ".join(map(ascii, labels)), "A, B, C … or 1, 2, 3 … in order, one for each text")
     key = record.word("answerKey", labels)
-    row = {"id": _own_id(record, "science") if own else record.text("id"), "question": question, "choices": texts,
+    row = {"id": record.text("id", r"np-sci-\d{4}" if own else ""), "question": question, "choices": texts,
            "labels": letters, "answer": letters[labels.index(key)], "topic": "", "difficulty": 0, "split": split}
     if own:
         record.word("split", ("test",))
@@ -97,10 +96,3 @@ def _as_lists(question: Record) -> Record:
         raise question.error("choices", "something else", "a list of objects with text and label")
     lists = {name: [choice[name] for choice in choices] for name in ("text", "label")}
     return Record(question.file, question.line, lists)
-
-
-def _own_id(record: Record, task: str) -> str:
-    name = record.text("id")
-    if not re.fullmatch(ID_FORMS[task], name):
-        raise record.error("id", ascii(name)[:60], f"the form {ID_FORMS[task]}")
-    return name

@@ -55,9 +55,12 @@ class Record:
                 found = "an unknown field" if name in self.fields else "no such field"
                 raise self.error(ascii(name)[1:-1], found, f"the fields {', '.join([*required, *optional])} alone")
 
-    def text(self, field: str) -> str:
-        """Return a field that must be a non-empty string, encodable as UTF-8."""
-        return self._text(field, self.fields.get(field), "a non-empty text")
+    def text(self, field: str, form: str = "") -> str:
+        """Return a field that must be a non-empty string, encodable as UTF-8, and of a form (regular expression)."""
+        text = self._text(field, self.fields.get(field), "a non-empty text")
+        if form and not re.fullmatch(form, text):
+            raise self.error(field, show(text), f"the form {form}")
+        return text
 
     def texts(self, field: str, least: int, most: int) -> list[str]:
         """Return a field that must be a list of `least` to `most` non-empty strings."""
@@ -195,11 +198,7 @@ def read_parquet(paths: Iterable[Path]) -> list[Record]:
 
 
 def read_hub(address: str, **arguments: Any) -> list[Record]:
-    """Read one split from the Hugging Face hub.
-
-    Args:
-        address: what messages call the source, such as ``hub:allenai/ai2_arc@210d026``.
-        arguments: passed to `datasets.load_dataset`.
+    """Read one split from the Hugging Face hub; messages call it by its address, such as "hub:allenai/ai2_arc@210d026".
 
     Raises:
         DataError: the hub did not deliver; the message names the embedded source.
