@@ -25,7 +25,6 @@ Completion = str | list[dict[str, object]] | None
 RewardFunction = Callable[..., list[float | None]]
 
 CORRECT, SHORT, FORMAT = 2.0, 0.5, 0.5
-FULL_MARKS_WORDS, NO_MARKS_WORDS = 10, 30
 WORD_CHARACTERS = 20  # a longer run without a space counts as several words
 _TAG = re.compile(r"</?answer>", re.IGNORECASE)
 
@@ -102,7 +101,7 @@ def short_response_reward(completions: Sequence[Completion], **_: object) -> lis
     return [brevity(completion_text(completion)) for completion in completions]
 
 
-def brevity(text: str, full: int = FULL_MARKS_WORDS, none: int = NO_MARKS_WORDS) -> float:
+def brevity(text: str, full: int = 10, none: int = 30) -> float:
     """Return what a text earns for brevity: 0.5 up to `full` words, falling in a line to 0.0 at `none`."""
     share = (none - word_count(text)) / (none - full)
     answered = bool(normalise(lenient_answer(text) or ""))

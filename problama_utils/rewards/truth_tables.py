@@ -26,7 +26,6 @@ RIDDLE = {"answer": "bee", "aliases": ("honeybee", "bees")}  # the plural counts
 CHOICE = {"answer": "B", "aliases": (), "labels": ("A", "B")}
 UNSEEN, FILLER = "\u200b", "\u3164"  # zero-width space; a "letter" of which nothing is drawn
 RIGHT = "<answer>bee</answer>"
-Judge = Callable[[Any], Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -42,21 +41,24 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows, the names of the columns, and the judge that fills them in."""
+    """Rows, the names of the columns, and the judge that fills them in from a completion."""
 
     name: str
     columns: tuple[str, ...]
     rows: tuple[TableRow, ...]
-    judge: Judge
+    judge: Callable[[Any], Sequence[Any]]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A row, what the judge made of it, and whether all columns agree."""
+    """A row and what the judge made of it, a cell per column."""
 
     row: TableRow
     got: tuple
-    ok: bool
+
+    @property
+    def ok(self) -> bool:
+        return all(same(*cells) for cells in zip(self.got, self.row.expected, strict=True))
 
 
 def read_and_grade(completion: str) -> tuple[str | None, str | None, str]:
@@ -71,28 +73,13 @@ def pay(completion: Completion, problem: dict[str, Any]) -> tuple[float | None, 
     return (*(function(**batch)[0] for function in SLIDE_REWARDS), total_reward(**batch)[0])
 
 
-def run_table(table: Table, judge: Judge | None = None) -> list[Outcome]:
-    """Run every row through a judge and compare.
-
-    Args:
-        table: one of `TABLES`.
-        judge: another judge to test, such as a learner's: a completion in, the table's columns out.
-
-    Returns:
-        One outcome per row, in order. A judge that raises has that row wrong, with the error as what it got.
+def run_table(table: Table) -> list[Outcome]:
+    """Run every row of a table through its judge.
 
     >>> all(outcome.ok for table in TABLES for outcome in run_table(table))
     True
     """
-    outcomes = []
-    for row in table.rows:
-        try:
-            got = tuple((judge or table.judge)(row.completion))
-        except Exception as error:  # the table shows what a judge does, errors included
-            got = (f"{type(error).__name__}: {error}",) * len(table.columns)
-        alike = len(got) == len(row.expected) and all(map(same, got, row.expected))
-        outcomes.append(Outcome(row, got, alike))
-    return outcomes
+    return [Outcome(row, tuple(table.judge(row.completion))) for row in table.rows]
 
 
 def same(got: object, expected: object) -> bool:

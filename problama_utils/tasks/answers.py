@@ -97,11 +97,7 @@ def lenient_answer(completion: str, choices: Sequence[str] | None = None) -> str
     In this order: one pair of tags, however spelled; what follows an opening tag that was never closed; a letter that
     follows the last "answer is" or "answer:", on its line or the next; of several lines the one that names the only
     letter in the text; whatever is so announced; the whole text, when it is one line. Meant for measuring how much of
-    a gain is format.
-
-    Args:
-        completion: what the policy has said.
-        choices: the options' texts, where there are any; see `read_letter`.
+    a gain is format. `choices` are the options' texts, where there are any; see `read_letter`.
 
     >>> lenient_answer("The answer is a map."), lenient_answer("<answer >a map</answer >")
     ('a map', 'a map')
@@ -164,9 +160,7 @@ def normalise(answer: str) -> str:
 def grade(answer: str | None, accepted: Iterable[str]) -> Verdict:
     """Compare one read answer with the accepted ones, after normalising both sides.
 
-    Args:
-        answer: from `strict_answer` or `lenient_answer`; None is unjudged, and so is one over `MAX_CHARACTERS`.
-        accepted: the answer and its aliases. A list of several guesses inside the tags equals none of them.
+    None is unjudged, and so is an answer over `MAX_CHARACTERS`. A list of several guesses equals none of the accepted.
 
     >>> grade("The honeybee.", ["bee", "honeybee"])
     <Verdict.RIGHT: 'right'>
@@ -177,26 +171,23 @@ def grade(answer: str | None, accepted: Iterable[str]) -> Verdict:
     return Verdict.RIGHT if given in {normalise(text) for text in accepted} else Verdict.WRONG
 
 
-def grade_letter(
-    answer: str | None, right: str, labels: Sequence[str], choices: Sequence[str] | None = None
-) -> Verdict:
-    """Grade a multiple-choice answer: unjudged unless exactly one label is named."""
-    letter = read_letter(answer, labels, choices)
-    if letter is None:
-        return Verdict.UNJUDGED
-    return Verdict.RIGHT if letter == right else Verdict.WRONG
-
-
 def judge(
     answer: str | None, right: str, aliases: Iterable[str] | None = None, labels: Sequence[str] | None = None,
     choices: Sequence[str] | None = None,
 ) -> Verdict:
     """Grade one read answer as its problem wants it: a letter where there are labels, else a text with its aliases.
 
+    A choice is unjudged unless exactly one label is named.
+
     >>> judge("b.", "B", labels=["A", "B"]), judge("a honeybee", "bee", ["honeybee"])
     (<Verdict.RIGHT: 'right'>, <Verdict.RIGHT: 'right'>)
     """
-    return grade_letter(answer, right, labels, choices) if labels else grade(answer, [right, *(aliases or ())])
+    if not labels:
+        return grade(answer, [right, *(aliases or ())])
+    letter = read_letter(answer, labels, choices)
+    if letter is None:
+        return Verdict.UNJUDGED
+    return Verdict.RIGHT if letter == right else Verdict.WRONG
 
 
 def _tags(completion: str) -> tuple[int, int]:

@@ -4,16 +4,18 @@
     physical  id, goal, sol1, sol2, label, difficulty, split
     science   id, question, choices, labels, answer, topic, difficulty, split
 
-A source is "embedded" (the kit's own files), "hub" (PIQA, ARC-Challenge) or a folder; None takes PROBLAMA_DATA's
-folder, and where that is unset the embedded files. `tasks.folders` lists the layouts that are found in a folder and in
-its parents. A folder that is named and does not hold what is asked for is an error, never the embedded rows: unset
-PROBLAMA_DATA or ask for source="embedded" to have those. Only riddles, which have no public source, stay the embedded
-ones beside a PROBLAMA_DATA that holds PIQA or ARC. `dataset.info.description` says which source was used; a source
-that is not the default is also said on stderr, once.
+`load_riddles`, `load_piqa` and `load_science` take the same arguments and raise `DataError` for bad input and for what
+is not there:
 
-PIQA and ARC have no difficulty (0), so that a difficulty asked for keeps all their rows, and ARC has no topic ("").
-PIQA's validation questions on their own, as in an air-gapped classroom, are split by goal with a fixed seed: 1,200 to
-train on, 638 held out. With its train questions beside them, train is train and validation is held out.
+    split          "train", "heldout" or "all"; each loader names its own
+    source         "embedded" (the kit's own files), "hub" (PIQA, ARC-Challenge) or a folder; None takes PROBLAMA_DATA's
+                   folder, and where that is unset the embedded files
+    difficulty     the levels to keep, such as 1 or [1, 2]; PIQA and ARC have none (0), so that all their rows are kept
+
+`tasks.folders` lists the layouts that are found in a folder and in its parents. A folder that is named and does not
+hold what is asked for is an error, never the embedded rows: unset PROBLAMA_DATA or ask for source="embedded" to have
+those. Only riddles, which have no public source, stay the embedded ones beside a PROBLAMA_DATA that holds PIQA or ARC.
+`dataset.info.description` says which source was used; a source that is not the default is also said on stderr, once.
 
 `python -m tools.check_data` prints every source with its quality gates.
 """
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 LISTS, NUMBERS = {"aliases", "choices", "labels"}, {"label", "difficulty"}
+_tell_once = cache(tell)
 
 
 def load_few_shot(task: str) -> list[Row]:
@@ -43,17 +46,14 @@ def load_few_shot(task: str) -> list[Row]:
 
     They are in no split, so that showing them never gives a held-out answer away.
     """
-    entries = read_json_lines(assets_folder() / "few_shot.jsonl")
     fields = {"riddles": ("riddle", "answer"), "physical": ("goal", "sol1", "sol2", "answer")}
     if task not in fields:
-        raise DataError("few_shot.jsonl", None, "task", repr(task), "riddles or physical")
+        raise DataError("few_shot.jsonl", repr(task), "riddles or physical", field="task")
     rows = []
-    for entry in entries:
-        if isinstance(entry, DataError):
-            raise entry
-        if entry.text("task") == task:
-            row = {name: entry.text(name) for name in fields[task]}
-            letter = {"label": "AB".index(entry.word("answer", "AB"))} if task == "physical" else {}
+    for record in read_json_lines(assets_folder() / "few_shot.jsonl"):
+        if record.text("task") == task:
+            row = {name: record.text(name) for name in fields[task]}
+            letter = {"label": "AB".index(record.word("answer", "AB"))} if task == "physical" else {}
             rows.append(row | letter)
     return rows
 
@@ -69,40 +69,28 @@ def fingerprint(dataset: Dataset) -> str:
 def check_split(place: Place, split: str, known: Collection[str], hint: str = "") -> None:
     """Refuse a split that a place does not have."""
     if split not in known:
-        raise DataError(place.about, None, None, f"split {split!r}", f"{', '.join(known)} {hint}".rstrip())
+        raise DataError(place.about, f"split {split!r}", f"{', '.join(known)} {hint}".rstrip())
 
 
 def as_dataset(task: str, rows: list[Row], split: str, difficulty: int | Collection[int] | None, place: Place,
-             rule: str = "") -> Dataset:
-    """Filter the rows, give them the task's columns and types, and say where they come from."""
+               rule: str = "") -> Dataset:
+    """Filter the rows, give them the task's types, and say where they come from and by which rule they are split."""
     from datasets import Dataset, DatasetInfo, Features, List, Value
 
-    splits, there = sorted({row["split"] for row in rows}), sorted({row["difficulty"] for row in rows})
-    levels = _levels(difficulty)
+    levels = list(difficulty) if isinstance(difficulty, Collection) else [difficulty]
+    if difficulty is not None and not all(isinstance(level, Integral) for level in levels):
+        raise DataError("difficulty", ascii(difficulty)[:60], "a level such as 1, several as [1, 2], or None for all")
     about = "; ".join(filter(None, [place.about, rule]))
-    if levels is not None and place.public:  # PIQA and ARC-Challenge have no levels
+    if place.public and difficulty is not None:
         about += f"; it has no levels, so difficulty {difficulty} keeps all rows"
-        levels = None
-    kept = [row for row in rows if split in ("all", row["split"]) and (levels is None or row["difficulty"] in levels)]
+    every_level = place.public or difficulty is None
+    kept = [row for row in rows if split in ("all", row["split"]) and (every_level or row["difficulty"] in levels)]
     if not kept:
-        raise DataError(task, None, None, f"no row with split {split!r}, difficulty {difficulty}",
+        splits, there = (sorted({row[name] for row in rows}) for name in ("split", "difficulty"))
+        raise DataError(task, f"no row with split {split!r}, difficulty {difficulty}",
                         f"split {', '.join(splits)} or all; difficulty {there}")
     if place.announced:
         _tell_once(f"{task} from {about}.")
     types = Features({name: List(Value("string")) if name in LISTS else Value("int64" if name in NUMBERS else "string")
                       for name in COLUMNS[task]})
-    return Dataset.from_list([{name: row[name] for name in COLUMNS[task]} for row in kept], features=types,
-                             info=DatasetInfo(description=about, features=types))
-
-
-def _levels(difficulty: int | Collection[int] | None) -> set[int] | None:
-    if difficulty is None:
-        return None
-    values = [difficulty] if isinstance(difficulty, Integral) else difficulty
-    if not isinstance(values, Collection) or not all(isinstance(value, Integral) for value in values):
-        raise DataError("difficulty", None, None, ascii(difficulty)[:60], "a level such as 1, several as [1, 2], or "
-                        "None for all")
-    return {int(value) for value in values}
-
-
-_tell_once = cache(tell)
+    return Dataset.from_list(kept, info=DatasetInfo(description=about, features=types))

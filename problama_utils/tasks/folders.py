@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,13 +22,13 @@ from problama_utils.tasks.sources import DataError
 
 DEPTH, MOST_FOLDERS = 8, 5000  # a hub's cache has its parquet files six folders below HF_HOME
 LINES, PARQUET = (".jsonl", ".json"), ".parquet"
-STEMS = {
-    "PIQA": {"train": "train", "valid": "validation", "dev": "validation", "validation": "validation", "test": "test",
-             "tests": "test"},
-    "ARC-Challenge": {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "test": "test"},
-}
 NAMED = {"PIQA": r"piqa|physical.?iqa", "ARC-Challenge": r"arc[-_ ]?challenge"}  # in a folder's name
 ARC_EASY = r"arc[-_ ]?easy"
+# valid.jsonl, ARC-Challenge-Test.jsonl, train-00000-of-00001.parquet or train/0000.parquet, with the folder it lies in
+_FILE = r"(?P<root>(?:.*?/)??)%s(?P<split>train|valid|dev|validation|%s)(?:\.jsonl?|(?:/[^/]*|-[^/]*)?\.parquet)"
+FILES = {"PIQA": _FILE % ("", "tests?"), "ARC-Challenge": _FILE % ("(?:arc-challenge-)?", "test")}
+SPLITS = {"PIQA": {"valid": "validation", "dev": "validation", "tests": "test"},  # called otherwise than in the name
+          "ARC-Challenge": {"valid": "dev", "validation": "dev"}}
 PIQA_FIELDS = {"goal", "sol1", "sol2"}
 LOOKED_FOR = {
     "physical": "PIQA's valid.jsonl or dev.jsonl with its -labels.lst, validation/0000.parquet, "
@@ -37,51 +38,44 @@ LOOKED_FOR = {
 }
 
 
-def files_below(folder: Path) -> Iterator[tuple[int, Path]]:
-    """Yield `(depth, file)` in and below a folder, nearest first, in the order of names; not the hidden ones.
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files in and below a folder, nearest first, in the order of names; not the hidden ones.
 
     Raises:
         DataError: the folder itself cannot be read.
     """
-    level, seen = [folder], 0
-    for depth in range(DEPTH + 1):
-        below: list[Path] = []
-        for place in level:
-            seen += 1
-            try:
-                entries = sorted(os.scandir(place), key=lambda entry: entry.name)
-            except OSError as error:
-                if place == folder:
-                    raise DataError(folder, None, None, type(error).__name__, "a folder that can be read") from error
+    waiting = deque([(0, folder)])
+    for _ in range(MOST_FOLDERS):
+        if not waiting:
+            return
+        depth, place = waiting.popleft()
+        try:
+            paths = sorted(place.iterdir())
+        except OSError as error:
+            if place == folder:
+                raise DataError(folder, type(error).__name__, "a folder that can be read") from error
+            continue
+        for path in paths:
+            if path.name.startswith(".") or path.name == "__MACOSX":
                 continue
-            for entry in entries:
-                if entry.name.startswith(".") or entry.name == "__MACOSX":
-                    continue
-                if os.path.isdir(entry.path):  # unlike the entry's own, it takes a link to itself for nothing
-                    below.append(place / entry.name)
-                elif os.path.isfile(entry.path):
-                    yield depth, place / entry.name
-        level = below[: max(0, MOST_FOLDERS - seen)]
+            if os.path.isdir(path):  # unlike the path's own, it takes a link to itself for nothing
+                if depth < DEPTH:
+                    waiting.append((depth + 1, path))
+            elif os.path.isfile(path):
+                yield path
 
 
 def listing(folder: Path, most: int = 6) -> str:
-    """Say what is in a folder, and which data files deeper in it: `README.md, x/ (x/dev.csv)`."""
-    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
-    deeper = [path.relative_to(folder).as_posix() for depth, path in files_below(folder) if depth
-              and path.suffix.lower() in (*LINES, PARQUET, ".lst", ".csv", ".zip", ".gz", ".arrow")]
-
-    def few(texts: list[str]) -> str:
-        more = f" and {len(texts) - most} more" if len(texts) > most else ""
-        return ", ".join(ascii(text)[1:-1] for text in texts[:most]) + more
-
-    return (few(names) or "nothing at all") + (f" ({few(deeper)})" if deeper else "")
+    """Say what is in a folder: `README.md, x/`."""
+    names = sorted(ascii(path.name)[1:-1] + "/" * path.is_dir() for path in folder.iterdir())
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more or "nothing at all"
 
 
 def find_own(task: str, folder: Path) -> Path | None:
     """Return the nearest file in the kit's own form (`riddles.jsonl`) in or below a folder, else None."""
-    found = [(depth, path) for depth, path in files_below(folder)
-             if path.stem.lower() == task and path.suffix.lower() in LINES]
-    nearest = [path for depth, path in found if depth == found[0][0]]
+    found = [path for path in files_below(folder) if path.stem.lower() == task and path.suffix.lower() in LINES]
+    nearest = [path for path in found if len(path.parts) == len(found[0].parts)]
     return _only_one(folder, nearest) if nearest else None
 
 
@@ -95,14 +89,15 @@ def find_public(name: str, folder: Path) -> tuple[Path, dict[str, list[Path]]] |
         DataError: two places, or two files of one split, have an equal claim, or a part of a split is missing.
     """
     roots: dict[tuple[bool, int, bool, Path], dict[str, list[Path]]] = {}
-    for _, path in files_below(folder):
-        root, split = _root_and_split(name, path, folder)
-        if not split:
+    for path in files_below(folder):
+        file = re.fullmatch(FILES[name], path.relative_to(folder).as_posix().lower())
+        if not file:
             continue
-        below = root.relative_to(folder).parts
-        named = _is_named(name, below or (folder.resolve().name,)) or _is_named(name, (path.stem,))
+        split = SPLITS[name].get(file["split"], file["split"])
+        below = path.relative_to(folder).parts[: file["root"].count("/")]
+        named = _is_named(name, [*(below or [folder.resolve().name]), path.stem])
         if named or (name == "PIQA" and not _is_other(path)):
-            claim = (not named, len(below), path.suffix.lower() == PARQUET, root)
+            claim = (not named, len(below), path.suffix.lower() == PARQUET, folder.joinpath(*below))
             roots.setdefault(claim, {}).setdefault(split, []).append(path)
     if not roots:
         return None
@@ -118,18 +113,6 @@ def find_public(name: str, folder: Path) -> tuple[Path, dict[str, list[Path]]] |
         else:
             _only_one(folder, files)
     return best[-1], roots[best]
-
-
-def _root_and_split(name: str, path: Path, folder: Path) -> tuple[Path, str]:
-    """Return the root folder and the split that a file's name and place stand for; the split is "" for other files."""
-    stems, stem, kind = STEMS[name], path.stem.lower(), path.suffix.lower()
-    if kind == PARQUET and path.parent != folder and path.parent.name.lower() in stems:  # train/0000.parquet
-        return path.parent.parent, stems[path.parent.name.lower()]
-    if kind == PARQUET:
-        return path.parent, stems.get(stem.split("-")[0], "")
-    if kind in LINES:
-        return path.parent, stems.get(stem if name == "PIQA" else stem.removeprefix("arc-challenge-"), "")
-    return path.parent, ""
 
 
 def _is_named(name: str, parts: Sequence[str]) -> bool:
@@ -167,8 +150,8 @@ def _only_one(folder: Path, found: list[Path]) -> Path:
     found = list({path.resolve(): path for path in found}.values())  # a link beside its goal is no rival
     if len(found) > 1:
         names = " and ".join(path.relative_to(folder).as_posix() for path in found[:3])
-        raise DataError(folder, None, None, f"the same data {len(found)} times ({names})", "it once: name the folder "
-                        "of one, or move the others away")
+        raise DataError(folder, f"the same data {len(found)} times ({names})", "it once: name the folder of one, or "
+                        "move the others away")
     return found[0]
 
 
@@ -177,4 +160,4 @@ def _whole(folder: Path, parts: list[Path]) -> None:
     _only_one(folder, sorted({path.parent for path in parts}))
     count = re.search(r"-of-0*(\d+)", parts[0].stem)
     if count and int(count[1]) != len(parts):
-        raise DataError(parts[0], None, None, f"{len(parts)} parts of this split", f"{count[1]}, as its name says")
+        raise DataError(parts[0], f"{len(parts)} parts of this split", f"{count[1]}, as its name says")

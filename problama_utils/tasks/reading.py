@@ -129,11 +129,8 @@ def folded(text: str) -> str:
 def read_letter(answer: str | None, labels: Sequence[str], choices: Sequence[str] | None = None) -> str | None:
     """Return the one choice label that an answer names, else None ("A or B" names two and is not read).
 
-    Args:
-        answer: from `strict_answer` or `lenient_answer`; what is longer than `MAX_CHARACTERS` is not read.
-        labels: the letters on offer.
-        choices: the options' texts in the order of the labels, where they are known: a letter that belongs to one of
-            them ("from A to B") is no choice.
+    An answer longer than `MAX_CHARACTERS` is not read. `choices` are the options' texts in the order of the labels,
+    where they are known: a letter that belongs to one of them ("from A to B") is no choice.
 
     >>> read_letter("(b) the magnet", ["A", "B", "C", "D"])
     'B'

@@ -26,13 +26,12 @@ def get_task(task: str | Task) -> Task:
     """
     if isinstance(task, Task):
         return task
-    if not isinstance(task, str) or (":" not in task and task not in TASKS):
+    if isinstance(task, str) and task in TASKS:
+        return TASKS[task]
+    path, colon, name = str(task).rpartition(":")
+    if not colon:
         raise CourseError(f"There is no task {task!r}. Choose one of: {', '.join(TASKS)}; or give a Task, on the "
                           "command line as my_task.py:NAME.")
-    return _from_file(*task.rsplit(":", 1)) if ":" in task else TASKS[task]
-
-
-def _from_file(path: str, name: str) -> Task:
     spec = importlib.util.spec_from_file_location(Path(path).stem, path) if Path(path).is_file() else None
     if spec is None or spec.loader is None:
         raise CourseError(f"{path!r} is no Python file: give your task as my_task.py:NAME.")

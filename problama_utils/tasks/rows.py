@@ -6,10 +6,10 @@ expected. Nothing is fixed silently: a row that does not fit is reported.
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from problama_utils.tasks.sources import Record
+from problama_utils.tasks.sources import Record, show
 
 Row = dict[str, Any]
 
@@ -20,13 +20,25 @@ COLUMNS = {
     "physical": ("id", "goal", "sol1", "sol2", "label", "difficulty", "split"),
     "science": ("id", "question", "choices", "labels", "answer", "topic", "difficulty", "split"),
 }
-ID_FORMS = {"riddles": r"np-riddle-\d{4}", "physical": r"np-phys-\d{4}", "science": r"np-sci-\d{4}"}
+
+
+def rows_of(records: Iterable[Record], parse: Callable[[Record], Row]) -> list[Row]:
+    """Parse all records and check that ids are unique."""
+    rows, first_seen = [], {}
+    for record in records:
+        row = parse(record)
+        if row["id"] in first_seen:
+            raise record.error("id", show(row["id"]), f"an id used once (first in {first_seen[row['id']]})")
+        first_seen[row["id"]] = f"{record.file}, line {record.line}"
+        rows.append(row)
+    return rows
 
 
 def parse_riddle(record: Record) -> Row:
     """Read one of the kit's riddles."""
     record.only(COLUMNS["riddles"])
-    row = {"id": _own_id(record, "riddles"), "riddle": record.text("riddle"), "answer": record.text("answer"),
+    row = {"id": record.text("id", r"np-riddle-\d{4}"),
+           "riddle": record.text("riddle"), "answer": record.text("answer"),
            "aliases": record.texts("aliases", 0, 40), "choices": record.texts("choices", 4, 4),
            "difficulty": record.whole("difficulty", DIFFICULTIES), "split": record.word("split", ("train", "heldout"))}
     times = row["choices"].count(row["answer"])
@@ -38,15 +50,15 @@ def parse_riddle(record: Record) -> Row:
 def parse_physical(record: Record) -> Row:
     """Read one of the kit's physical pairs."""
     record.only(COLUMNS["physical"], optional=("topic",))
-    return {"id": _own_id(record, "physical"), **_pair(record), "label": record.whole("label", (0, 1)),
+    return {"id": record.text("id", r"np-phys-\d{4}"), **_pair(record), "label": record.whole("label", (0, 1)),
             "difficulty": record.whole("difficulty", DIFFICULTIES), "split": record.word("split", ("train", "heldout"))}
 
 
-def parse_piqa(record: Record, split: str) -> Row:
-    """Read one PIQA question with its label; a row without an id is named by its line."""
-    record.only(("goal", "sol1", "sol2", "label"), optional=("id",))
-    name = record.text("id") if "id" in record.fields else f"piqa-{split}-{record.line:05d}"
-    return {"id": name, **_pair(record), "label": record.whole("label", (0, 1)), "difficulty": 0, "split": split}
+def parse_piqa(record: Record, part: str) -> Row:
+    """Read one question of PIQA's "train" or "validation" part, with its label."""
+    record.only(("id", "goal", "sol1", "sol2", "label"))
+    return {"id": record.text("id"), **_pair(record), "label": record.whole("label", (0, 1)), "difficulty": 0,
+            "split": "train" if part == "train" else "heldout"}
 
 
 def _pair(record: Record) -> Row:
@@ -57,43 +69,30 @@ def parse_science(record: Record, split: str, own: bool) -> Row:
     """Read a question in AI2's JSON form (choices as objects) or the hub's (two parallel lists)."""
     record.only(("id", "question", "answerKey", *(("topic", "difficulty", "split") if own else ())),
                 optional=() if own else ("choices",))
-    flat = "choices" in record.fields
-    question = record.text("question") if flat else record.inside("question").text("stem")
-    texts, labels = _choices_of_hub(record) if flat else _choices_of_ai2(record.inside("question"))
-    letters = list(LABELS[: len(labels)])
-    if labels != letters and labels != [str(number) for number in range(1, len(labels) + 1)]:
-        raise record.error("label", ", ".join(map(ascii, labels)), "A, B, C … or 1, 2, 3 … in order")
-    key = record.word("answerKey", labels, "(the row's own labels)")
-    row = {"id": _own_id(record, "science") if own else record.text("id"), "question": question, "choices": texts,
+    if "choices" in record.fields:
+        question, choices = record.text("question"), record.inside("choices")
+    else:
+        inside = record.inside("question")
+        inside.only(("stem", "choices"))
+        question, choices = inside.text("stem"), _as_lists(inside)
+    choices.only(("text", "label"))
+    texts, labels = choices.texts("text", 3, 5), choices.texts("label", 3, 5)
+    letters = list(LABELS[: len(texts)])
+    if labels not in (letters, [str(number) for number in range(1, len(texts) + 1)]):
+        raise record.error("label", ", ".join(map(ascii, labels)), "A, B, C … or 1, 2, 3 … in order, one for each text")
+    key = record.word("answerKey", labels)
+    row = {"id": record.text("id", r"np-sci-\d{4}" if own else ""), "question": question, "choices": texts,
            "labels": letters, "answer": letters[labels.index(key)], "topic": "", "difficulty": 0, "split": split}
     if own:
-        record.word("split", ("test",), "(science is for evaluation only)")
+        record.word("split", ("test",))
         row |= {"topic": record.text("topic"), "difficulty": record.whole("difficulty", DIFFICULTIES)}
     return row
 
 
-def _choices_of_ai2(question: Record) -> tuple[list[str], list[str]]:
-    question.only(("stem", "choices"))
+def _as_lists(question: Record) -> Record:
+    """Return the choices of AI2's form as the hub's two parallel lists."""
     choices = question.fields["choices"]
-    if not isinstance(choices, list) or not 3 <= len(choices) <= 5 or not all(isinstance(c, dict) for c in choices):
-        raise question.error("choices", "something else", "a list of 3 to 5 objects with text and label")
-    records = [Record(question.file, question.line, choice) for choice in choices]
-    for record in records:
-        record.only(("text", "label"))
-    return [record.text("text") for record in records], [record.text("label") for record in records]
-
-
-def _choices_of_hub(record: Record) -> tuple[list[str], list[str]]:
-    inside = record.inside("choices")
-    inside.only(("text", "label"))
-    texts, labels = inside.texts("text", 3, 5), inside.texts("label", 3, 5)
-    if len(texts) != len(labels):
-        raise record.error("choices", f"{len(texts)} texts and {len(labels)} labels", "as many labels as texts")
-    return texts, labels
-
-
-def _own_id(record: Record, task: str) -> str:
-    name = record.text("id")
-    if not re.fullmatch(ID_FORMS[task], name):
-        raise record.error("id", ascii(name)[:60], f"the form {ID_FORMS[task]}")
-    return name
+    if not isinstance(choices, list) or not all(isinstance(c, dict) and set(c) == {"text", "label"} for c in choices):
+        raise question.error("choices", "something else", "a list of objects with text and label")
+    lists = {name: [choice[name] for choice in choices] for name in ("text", "label")}
+    return Record(question.file, question.line, lists)

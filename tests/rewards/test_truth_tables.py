@@ -4,11 +4,12 @@ import doctest
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from problama_utils.rewards import truth_tables, truth_view
-from problama_utils.rewards.truth_tables import CHOICES, LETTER_ANSWERS, READING, REWARDS, TABLES, run_table
+from problama_utils.rewards.truth_tables import READING, REWARDS, TABLES, run_table
 from problama_utils.rewards.truth_view import show_table
 from problama_utils.tasks.answers import grade, lenient_answer
 
@@ -25,7 +26,7 @@ def test_our_own_judge_agrees_with_every_row(table):
 
 
 def test_a_judge_without_dotall_is_found_out_by_the_row_that_says_so():
-    wrong = [outcome.row.why for outcome in run_table(READING, without_dotall) if not outcome.ok]
+    wrong = [outcome.row.why for outcome in run_table(replace(READING, judge=without_dotall)) if not outcome.ok]
     assert "several lines: the pattern needs DOTALL" in wrong and "as asked" not in wrong
 
 
@@ -34,22 +35,14 @@ def test_a_judge_that_takes_the_best_of_several_pairs_is_found_out_by_an_attack(
         right = "<answer>bee</answer>" in str(completion)
         return (2.0 if right else 0.0), 0.5, 0.5, (3.0 if right else 1.0)
 
-    wrong = {outcome.row.why for outcome in run_table(REWARDS, any_pair) if not outcome.ok}
+    wrong = {outcome.row.why for outcome in run_table(replace(REWARDS, judge=any_pair)) if not outcome.ok}
     assert {"one pair per guess", "nested", "a second pair far behind"} <= wrong
 
 
-def test_a_judge_that_raises_or_gives_too_little_is_wrong_in_its_rows_and_stops_nothing():
-    outcomes = run_table(CHOICES, lambda completion: 1 / 0)
-    assert not any(outcome.ok for outcome in outcomes) and "ZeroDivisionError" in outcomes[0].got[0]
-    assert not any(outcome.ok for outcome in run_table(CHOICES, lambda completion: (2.0,)))
-    assert "✗" in repr(show_table(CHOICES, lambda completion: (2.0,)))
-    assert "✗" in show_table(LETTER_ANSWERS, lambda completion: 1 / 0)._repr_html_()
-
-
 def test_the_view_says_right_and_wrong_without_colour_and_wrong_rows_are_listed_in_text():
-    good, bad = show_table(READING), show_table(READING, without_dotall)
-    assert repr(good) == f"reading: {len(READING.rows)} of {len(READING.rows)} rows as they should be ✓" and good.ok
-    assert "✗ none, expected bee" in repr(bad) and "DOTALL" in repr(bad) and not bad.ok
+    good, bad = show_table(READING), show_table(replace(READING, judge=without_dotall))
+    assert repr(good) == f"reading: {len(READING.rows)} of {len(READING.rows)} rows as they should be ✓"
+    assert "✗ none, expected bee" in repr(bad) and "DOTALL" in repr(bad) and str(bad).endswith("✗")
     page = bad._repr_html_()
     assert page.count("✗") > 3 and page.count("✓") > 50 and "#c0392b" in page and "#c0392b" not in good._repr_html_()
 

@@ -18,7 +18,6 @@ from problama_utils.tasks.answers import (
     LONGEST,
     Verdict,
     grade,
-    grade_letter,
     judge,
     lenient_answer,
     normalise,
@@ -72,7 +71,7 @@ READERS = {
     partial(lenient_answer, choices=TEXTS), "read_letter": partial(read_letter, labels="ABCD"),
     "read_letter, texts known": partial(read_letter, labels="ABCD", choices=TEXTS), "normalise": normalise,
     "visible": visible, "folded": folded, "grade": partial(grade, accepted=["bee"]),
-    "an alias": lambda text: grade("bee", ["bee", text]), "grade_letter": partial(grade_letter, right="B", labels="AB"),
+    "an alias": lambda text: grade("bee", ["bee", text]),
     "judge": partial(judge, right="bee"), "judge, a letter": partial(judge, right="B", labels="ABCD", choices=TEXTS),
     "an option's text": lambda text: read_letter("B or so", "AB", ["iron", text]), "word_count": rewards.word_count,
     **{pay.__name__: lambda text, pay=pay: pay([text], answer=["B"], labels=["ABCD"], choices=[TEXTS])
@@ -300,8 +299,8 @@ def test_labels_given_as_one_string_are_still_single_letters(text):
 
 
 def test_a_letter_outside_the_labels_is_unjudged_not_wrong():
-    assert grade_letter("D", "A", ["A", "B"]) is Verdict.UNJUDGED
-    assert grade_letter("B", "A", ["A", "B"]) is Verdict.WRONG
+    assert judge("D", "A", labels=["A", "B"]) is Verdict.UNJUDGED
+    assert judge("B", "A", labels=["A", "B"]) is Verdict.WRONG
 
 
 ANYTHING = st.text(st.characters())  # lone surrogates too, as half an emoji at the token budget leaves them

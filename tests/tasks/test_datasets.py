@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 
 from problama_utils.tasks import datasets
 from problama_utils.tasks.datasets import fingerprint, load_few_shot
-from problama_utils.tasks.piqa import load_piqa
-from problama_utils.tasks.places import PIQA_SPLIT_SEED, train_goals
+from problama_utils.tasks.piqa import TRAIN_SHARE, load_piqa, split_by_goal
 from problama_utils.tasks.registry import LOADERS
 from problama_utils.tasks.riddles import load_riddles
 from problama_utils.tasks.rows import COLUMNS
 from problama_utils.tasks.science import count_digit_keys, load_science
-from problama_utils.tasks.sources import DataError, read_json_lines
+from problama_utils.tasks.sources import DataError
 
 RIDDLE = {"id": "np-riddle-0001", "riddle": "It has a face and two hands.", "answer": "clock", "aliases": ["watch"],
           "choices": ["clock", "spoon", "chair", "lamp"], "difficulty": 1, "split": "train"}
@@ -175,8 +174,10 @@ def test_piqa_validation_alone_is_split_by_goal_and_repeatably(tmp_path):
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=80))
 def test_the_goal_split_never_divides_a_goal_nor_exceeds_its_share(numbers):
     goals = [f"Goal {number}" for number in numbers]
-    chosen = train_goals([*goals, *(goal.lower() + " ?" for goal in goals)], 0.6, PIQA_SPLIT_SEED)
-    assert 2 * sum(goal.lower() in chosen for goal in goals) <= round(0.6 * 2 * len(goals))
+    rows = split_by_goal([{"goal": goal} for goal in [*goals, *(goal.lower() + " ?" for goal in goals)]])
+    first, second = rows[: len(goals)], rows[len(goals):]
+    assert [row["split"] for row in first] == [row["split"] for row in second]
+    assert sum(row["split"] == "train" for row in rows) <= round(TRAIN_SHARE * len(rows))
 
 
 def test_piqa_with_its_train_file_keeps_the_authors_split(tmp_path):
@@ -185,7 +186,8 @@ def test_piqa_with_its_train_file_keeps_the_authors_split(tmp_path):
     assert load_piqa("train", source=tmp_path)["goal"][:] == ["a", "b", "c"]
     assert load_piqa("heldout", source=tmp_path)["label"][:] == [1, 1]
     assert len(load_piqa("all", source=tmp_path)) == 5
-    assert load_piqa("validation", source=tmp_path)["goal"][:] == ["d", "e"]
+    validation = load_piqa("validation", source=tmp_path)
+    assert validation["goal"][:] == ["d", "e"] and set(validation["split"]) == {"heldout"}
 
 
 def test_piqa_parquet_as_downloaded_is_found(tmp_path):
@@ -313,7 +315,7 @@ BAD = [  # task, second line, field that the error names
     ("riddles", "[1, 2]", None),
     ("riddles", "", None),
     ("riddles", "[" * 100_000, None),
-    ("riddles", '{"id": NaN}', None),
+    ("riddles", json.dumps(RIDDLE | {"id": "np-riddle-0002", "difficulty": float("nan")}), "difficulty"),
     ("riddles", '{"id": "a", "id": "b"}', None),
     ("riddles", b'{"id": "caf\xe9"}', None),
     ("riddles", without(RIDDLE, "answer"), "answer"),
@@ -343,7 +345,7 @@ def test_a_bad_line_is_named_by_file_line_and_field(tmp_path, task, line, field)
         load(task, write(tmp_path, task, OWN[task], line))
     error = caught.value
     assert (Path(error.file).name, error.line, error.field) == (f"{task}.jsonl", 2, field)
-    assert error.expected in str(error)
+    assert "; expected " in str(error)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"\xef\xbb\xbf"])
@@ -362,14 +364,6 @@ def test_a_file_that_is_no_parquet_is_refused(tmp_path):
 def test_windows_line_ends_and_a_byte_order_mark_do_no_harm(tmp_path):
     (tmp_path / "riddles.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(RIDDLE).encode() + b"\r\n")
     assert load_riddles(source=tmp_path)["answer"][:] == ["clock"]
-
-
-def test_rows_dropped_on_request_are_counted_and_listed(tmp_path):
-    folder = write(tmp_path, "riddles", RIDDLE, "{broken", RIDDLE, RIDDLE | {"id": "np-riddle-0002"})
-    with pytest.warns(UserWarning, match=r"2 of 4 rows dropped") as caught:
-        kept = load_riddles(source=folder, drop_bad_rows=True)
-    assert kept["id"][:] == ["np-riddle-0001", "np-riddle-0002"]
-    assert "line 2" in str(caught[0].message) and "line 3, field 'id'" in str(caught[0].message)
 
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -421,10 +415,3 @@ def test_only_data_errors_ever_come_out_of_piqas_two_files(tmp_path, rows, label
         assert len(load_piqa("validation", source=tmp_path)) >= 1
     except DataError as error:
         assert "piqa" in str(error)
-
-
-def test_a_broken_line_takes_its_place_so_that_later_line_numbers_stay_true(tmp_path):
-    write(tmp_path, "riddles", RIDDLE, "{", RIDDLE)
-    entries = read_json_lines(tmp_path / "riddles.jsonl")
-    assert [isinstance(entry, DataError) for entry in entries] == [False, True, False]
-    assert entries[2].line == 3

@@ -2,7 +2,7 @@
 
 import pytest
 
-from problama_utils.tasks.piqa import PIQA, load_piqa, piqa_letter, piqa_question
+from problama_utils.tasks.piqa import PIQA, load_piqa
 from problama_utils.tasks.riddles import load_riddles, riddle_messages
 from problama_utils.tasks.science import load_science, science_messages, science_question
 
@@ -45,7 +45,7 @@ def test_labels_and_choices_of_different_length_are_an_error():
 
 def test_the_right_option_is_the_one_its_letter_names():
     for row in load_piqa("train").select(range(20)):
-        line = piqa_question(row).splitlines()["AB".index(piqa_letter(row)) + 1]
+        line = PIQA.question(row).splitlines()["AB".index(PIQA.answer(row)) + 1]
         assert line.endswith(row["sol1"] if row["label"] == 0 else row["sol2"])
 
 
