@@ -149,7 +149,7 @@ def _loss_case(name: str, hint: str, arguments: tuple) -> Case:
             gradients, raised = run_apart(torch.autograd.grad, value, args[0], allow_unused=True)
             mine = gradients[0] if gradients else None
         logprobs, old, ref, advantages, mask, beta, epsilon = arguments
-        loss = grpo_loss(logprobs, old, advantages, mask, ref_logprobs=ref, beta=beta, clip_low=epsilon)
+        loss = grpo_loss(logprobs, old, advantages, mask, ref_logprobs=ref, beta=beta, epsilon=epsilon)
         wrong = difference(value, loss)
         if wrong:
             return f"the loss is off: {wrong}"

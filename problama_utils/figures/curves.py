@@ -82,7 +82,7 @@ def gae_bias_variance(
     rewards = torch.randn(episodes, tokens, generator=torch.Generator().manual_seed(seed))
     values = (error * 0.5 ** (torch.arange(tokens) - 1.0)).expand(episodes, tokens).clone()
     values[:, 0] = 0.0
-    first = torch.stack([generalised_advantages(rewards, values, 1.0, lam, None)[:, 0] for lam in lambdas.tolist()])
+    first = torch.stack([generalised_advantages(rewards, values, 1.0, lam)[:, 0] for lam in lambdas.tolist()])
     bias2, variance = first.mean(dim=1) ** 2, first.var(dim=1)
     return {"lambda": lambdas, "bias2": bias2, "variance": variance, "error2": bias2 + variance}
 

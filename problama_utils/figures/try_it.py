@@ -40,7 +40,7 @@ def after_steps(knobs: Knobs) -> dict[str, Tensor]:
     advantages = group_advantages(torch.tensor(knobs.rewards))
     logits = four_rollouts.old_policy().requires_grad_()
     old = four_rollouts.logprobs(logits, ids).detach()
-    options = dict(ref_logprobs=old, beta=knobs.beta, clip_low=knobs.epsilon)
+    options = dict(ref_logprobs=old, beta=knobs.beta, epsilon=knobs.epsilon)
     for _ in range(knobs.iterations):
         loss = grpo_loss(four_rollouts.logprobs(logits, ids), old, advantages, mask, **options)
         (gradient,) = torch.autograd.grad(loss, logits)

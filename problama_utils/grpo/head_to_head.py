@@ -18,7 +18,7 @@ from statistics import fmean, stdev
 import torch
 from torch import Tensor, nn
 
-from problama_utils.grpo.advantages import end_rewards, generalised_advantages, group_advantages
+from problama_utils.grpo.advantages import generalised_advantages, group_advantages
 from problama_utils.grpo.losses import grpo_loss, value_loss
 
 TOKENS, VOCABULARY, TARGETS = 4, 5, tuple(range(4, 13))
@@ -189,7 +189,9 @@ def update(
     returns, share = None, None
     if value is not None:
         predicted = value(states).squeeze(-1).detach()
-        advantages = generalised_advantages(end_rewards(rewards, mask), predicted, lam=settings.lam)
+        step_rewards = torch.zeros_like(predicted)
+        step_rewards[:, -1] = rewards  # only a finished completion can be judged
+        advantages = generalised_advantages(step_rewards, predicted, lam=settings.lam)
         returns = advantages + predicted
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-4)  # usual in PPO; the paper is silent
     else:
@@ -199,7 +201,7 @@ def update(
     for _ in range(settings.epochs):
         loss = grpo_loss(  # with advantages per token this is PPO's clipped loss, the same line for both
             token_logprobs(policy, states, tokens), old, advantages, mask,
-            ref_logprobs=uniform, beta=settings.beta, clip_low=settings.clip,
+            ref_logprobs=uniform, beta=settings.beta, epsilon=settings.clip,
         )  # fmt: skip
         if value is not None:
             loss = loss + value_loss(value(states).squeeze(-1), returns)
