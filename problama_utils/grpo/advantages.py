@@ -92,7 +92,7 @@ def group_advantages(rewards: Tensor, deviation: Deviation = "unbiased", eps: fl
     """
     rewards = rewards if rewards.is_floating_point() else rewards.float()
     if rewards.dim() == 0 or rewards.shape[-1] < 2:
-        raise ValueError(f"rewards have shape {tuple(rewards.shape)}: a group needs at least 2 completions (last axis).")
+        raise ValueError(f"rewards have shape {tuple(rewards.shape)}: a group needs at least 2 completions.")
     if not torch.isfinite(rewards).all():
         raise ValueError("rewards contain NaN or infinity: drop or score unjudged completions before comparing them.")
     if deviation not in get_args(Deviation):

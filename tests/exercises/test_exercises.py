@@ -468,7 +468,7 @@ def test_a_backward_pass_of_the_learner_knows_no_gradient_and_may_raise_anything
     def cheat(logprobs, old, ref, advantages, mask, beta, epsilon):
         from problama_utils.grpo.losses import grpo_loss
 
-        loss = grpo_loss(logprobs, old, advantages, mask, ref_logprobs=ref, beta=beta, clip_low=epsilon).detach()
+        loss = grpo_loss(logprobs, old, advantages, mask, ref_logprobs=ref, beta=beta, epsilon=epsilon).detach()
         return Sly.apply(logprobs, loss)
 
     result = checks.check_grpo_loss(cheat)

@@ -12,10 +12,10 @@ from problama_utils.grpo.losses import aggregate, clip_fractions, grpo_loss, kl_
 AGGREGATIONS = ["sequence", "token", "constant"]
 
 
-def objective_and_slope(ratio, advantage, **clip):
+def objective_and_slope(ratio, advantage):
     """The objective at one ratio, and its derivative with respect to the ratio."""
     ratio = torch.tensor(ratio, dtype=torch.float64, requires_grad=True)
-    value = ppo_clip_objective(ratio.log(), torch.zeros((), dtype=torch.float64), torch.tensor(advantage), **clip)
+    value = ppo_clip_objective(ratio.log(), torch.zeros((), dtype=torch.float64), torch.tensor(advantage))
     value.backward()
     return value.item(), ratio.grad.item()
 
