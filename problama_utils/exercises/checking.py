@@ -44,13 +44,8 @@ class CheckResult:
     status: str  # "passed", "failed" or "not yet"
     message: str
 
-    @property
-    def passed(self) -> bool:
-        """True when every case agreed."""
-        return self.status == "passed"
-
     def __bool__(self) -> bool:
-        return self.passed
+        return self.status == "passed"
 
     def __repr__(self) -> str:
         return f"[{self.status}] {self.message}"
@@ -97,7 +92,7 @@ def check_function(title: str, function: Callable | None, cases: Sequence[Case])
     return CheckResult("passed", f"{title}: all {len(cases)} cases agree.")
 
 
-def run_apart(function: Callable, *args: Any, **kwargs: Any) -> tuple[Any, str]:
+def run_apart(function: Callable, *args: Any) -> tuple[Any, str]:
     """Call a learner's function in a thread of its own, whose stack holds nothing of the check.
 
     A thread also tells the two kinds of KeyboardInterrupt apart: the learner's own stays in there, Ctrl-C comes here.
@@ -109,7 +104,7 @@ def run_apart(function: Callable, *args: Any, **kwargs: Any) -> tuple[Any, str]:
 
     def call() -> None:
         try:
-            outcome.append((function(*args, **kwargs), ""))
+            outcome.append((function(*args), ""))
         except BaseException as error:
             outcome.append((None, _told(error)))
 

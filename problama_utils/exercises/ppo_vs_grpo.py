@@ -93,24 +93,19 @@ def _loss_case(name: str, hint: str, arguments: tuple) -> Case:
     from problama_utils.grpo.losses import grpo_loss
 
     def compare(value: Any, args: tuple) -> str | None:
-        mine, raised = None, ""
-        if type(value) is torch.Tensor and value.requires_grad and value.numel() == 1:
-            # A backward pass may run a learner's code, so it comes before anything is known here.
-            gradients, raised = run_apart(torch.autograd.grad, value, args[0], allow_unused=True)
-            mine = gradients[0] if gradients else None
+        if type(value) is not torch.Tensor:
+            return "the loss must be a tensor; compute it from logprobs with torch operations"
+        # A backward pass may run a learner's code, so it comes before anything is known here.
+        gradients, raised = run_apart(torch.autograd.grad, value, args[0])
         logprobs, old, ref, advantages, mask, beta, epsilon = arguments
         loss = grpo_loss(logprobs, old, advantages, mask, ref_logprobs=ref, beta=beta, epsilon=epsilon)
         wrong = difference(value, loss)
         if wrong:
             return f"the loss is off: {wrong}"
-        if type(value) is not torch.Tensor or not value.requires_grad:
-            return "the loss has no gradient; compute it from logprobs with torch operations"
         if raised:
-            return f"the backward pass of your loss stopped with {raised}"
-        if mine is None:
-            return "the loss does not depend on logprobs"
-        (gradient,) = torch.autograd.grad(loss, logprobs)
-        wrong = difference(mine, gradient)
+            return (f"the value is right, but the backward pass of your loss stopped with {raised}; compute it from "
+                    "logprobs with torch operations")
+        wrong = difference(gradients[0], torch.autograd.grad(loss, logprobs)[0])
         return f"the value is right, but its gradient is off: {wrong}" if wrong else None
 
     return Case(name, arguments, hint=hint, compare=compare)

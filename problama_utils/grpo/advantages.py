@@ -1,4 +1,4 @@
-"""From rewards to advantages: TD errors and GAE for PPO, group-relative advantages for GRPO.
+"""From rewards to advantages: GAE for PPO, group-relative advantages for GRPO.
 
 Axes: P prompts, G completions per prompt, T tokens, B = any leading batch axes (B = P·G once a group is flattened).
 """
@@ -13,52 +13,37 @@ from torch import Tensor
 Deviation = Literal["unbiased", "population", "none"]
 
 
-def td_errors(rewards: Tensor, values: Tensor, gamma: float = 1.0) -> Tensor:
-    r"""One-step temporal-difference errors: how much better a step went than the value function expected.
-
-    δ_t = r_t + γ V(s_{t+1}) − V(s_t)                                (GAE, arXiv:1506.02438, below eq. 9)
-
-    Args:
-        rewards: r_t, reward received after token t, shape (B, T).
-        values: V(s_t), the prediction made before token t, shape (B, T). After the last token V counts 0.
-        gamma: discount γ per token, 0 to 1. Language-model RL uses 1: a late answer is as good as an early one.
-    Returns:
-        δ, shape (B, T).
-    Raises:
-        ValueError: for shapes that differ.
-
-    >>> td_errors(torch.tensor([0.0, 0.0, 1.0]), torch.tensor([0.5, 0.25, 0.75])).tolist()
-    [-0.25, 0.5, 0.25]
-    """
-    if rewards.shape != values.shape:
-        raise ValueError(f"rewards {tuple(rewards.shape)} and values {tuple(values.shape)} must have the same shape.")
-    next_values = torch.cat([values[..., 1:], torch.zeros_like(values[..., :1])], dim=-1)
-    return rewards + gamma * next_values - values
-
-
 def generalised_advantages(rewards: Tensor, values: Tensor, gamma: float = 1.0, lam: float = 0.95) -> Tensor:
-    r"""Generalised advantage estimation: a sum of TD errors that fades by γλ per step.
+    r"""Generalised advantage estimation: a sum of TD errors δ that fades by γλ per step.
 
-    A_t = Σ_{l≥0} (γλ)^l δ_{t+l}, computed backwards as A_t = δ_t + γλ A_{t+1}     (arXiv:1506.02438, eq. 16)
+    δ_t = r_t + γ V(s_{t+1}) − V(s_t), how much better a step went than expected    (arXiv:1506.02438, below eq. 9)
+    A_t = Σ_{l≥0} (γλ)^l δ_{t+l}, computed backwards as A_t = δ_t + γλ A_{t+1}      (eq. 16)
 
     λ = 0 keeps δ_t alone (one-step TD: low variance, as biased as V is wrong); λ = 1 gives the Monte Carlo return
     minus V(s_t) (no bias from V, the variance of the whole rest of the episode).
 
     Args:
-        rewards, values, gamma: as in `td_errors`.
+        rewards: r_t, reward received after token t, shape (B, T).
+        values: V(s_t), the prediction made before token t, shape (B, T). After the last token V counts 0.
+        gamma: discount γ per token, 0 to 1. Language-model RL uses 1: a late answer is as good as an early one.
         lam: λ, 0 to 1.
     Returns:
         Advantages, shape (B, T). Detach them (or the values) before they weigh a policy loss.
     Raises:
         ValueError: for shapes that differ, or γ or λ outside 0 to 1.
 
+    >>> generalised_advantages(torch.tensor([0.0, 0.0, 1.0]), torch.tensor([0.5, 0.25, 0.75]), lam=0.0).tolist()
+    [-0.25, 0.5, 0.25]
     >>> generalised_advantages(torch.tensor([0.0, 0.0, 1.0]), torch.tensor([0.5, 0.25, 0.75]), lam=1.0).tolist()
     [0.5, 0.75, 0.25]
     """
+    if rewards.shape != values.shape:
+        raise ValueError(f"rewards {tuple(rewards.shape)} and values {tuple(values.shape)} must have the same shape.")
     for name, value in (("gamma", gamma), ("lam", lam)):
         if not 0.0 <= value <= 1.0:
             raise ValueError(f"{name} is {value}, but it must lie between 0 and 1.")
-    deltas = td_errors(rewards, values, gamma)
+    next_values = torch.cat([values[..., 1:], torch.zeros_like(values[..., :1])], dim=-1)
+    deltas = rewards + gamma * next_values - values
     running = deltas.new_zeros(deltas.shape[:-1])
     advantages = []
     for delta in reversed(deltas.unbind(dim=-1)):

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from problama_utils.grpo.advantages import generalised_advantages, group_advantages, td_errors
+from problama_utils.grpo.advantages import generalised_advantages, group_advantages
 
 REWARDS = torch.tensor([[0.0, 0.0, 1.0]])
 VALUES = torch.tensor([[0.5, 0.25, 0.75]])
@@ -19,19 +19,14 @@ def random_rollouts(seed=0, rows=5, tokens=7):
     return rewards, torch.randn(rows, tokens, generator=generator, dtype=torch.float64)
 
 
-def test_td_errors_by_hand():
-    assert td_errors(REWARDS, VALUES).tolist() == [[-0.25, 0.5, 0.25]]
-    assert td_errors(REWARDS, VALUES, gamma=0.5).tolist() == [[-0.375, 0.125, 0.25]]
+def test_td_errors_by_hand_are_gae_with_lambda_0():
+    assert generalised_advantages(REWARDS, VALUES, lam=0.0).tolist() == [[-0.25, 0.5, 0.25]]
+    assert generalised_advantages(REWARDS, VALUES, gamma=0.5, lam=0.0).tolist() == [[-0.375, 0.125, 0.25]]
 
 
 def test_gae_by_hand():
     # δ = (-0.25, 0.5, 0.25), γλ = 0.5: A_3 = 0.25, A_2 = 0.5 + 0.125, A_1 = -0.25 + 0.3125
     assert generalised_advantages(REWARDS, VALUES, lam=0.5).tolist() == [[0.0625, 0.625, 0.25]]
-
-
-def test_gae_with_lambda_0_is_one_step_td():
-    rewards, values = random_rollouts()
-    assert torch.equal(generalised_advantages(rewards, values, 0.9, 0.0), td_errors(rewards, values, 0.9))
 
 
 def test_gae_with_lambda_1_is_the_monte_carlo_return_minus_the_value():
@@ -47,7 +42,8 @@ def test_gae_with_lambda_1_is_the_monte_carlo_return_minus_the_value():
 def test_gae_is_the_faded_sum_of_td_errors(lam):
     rewards, values = random_rollouts(seed=2)
     weights = torch.tensor([[(0.97 * lam) ** (k - t) if k >= t else 0.0 for k in range(7)] for t in range(7)])
-    expected = td_errors(rewards, values, 0.97) @ weights.double().T
+    deltas = rewards + 0.97 * torch.nn.functional.pad(values[:, 1:], (0, 1)) - values
+    expected = deltas @ weights.double().T
     torch.testing.assert_close(generalised_advantages(rewards, values, 0.97, lam), expected)
 
 
