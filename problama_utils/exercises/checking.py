@@ -121,7 +121,7 @@ def run_apart(function: Callable, *args: Any) -> tuple[Any, str]:
 
 
 def _told(error: BaseException) -> str:
-    """An exception in a line. Its text may come from the learner's own `__str__`, so this runs in their thread."""
+    """An exception in a line; its text may come from the learner's own `__str__`."""
     name = _type_name(error)
     try:
         text = str.__str__(str(error))

@@ -89,13 +89,10 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: Estimator = "
     [0.6931, 0.2402, 0.1931]
     """
     u = _precise(ref_logprobs).detach() - _precise(logprobs)
-    if estimator == "k1":
-        return -u
-    if estimator == "k2":
-        return 0.5 * u**2
-    if estimator == "k3":
-        return torch.exp(u) - u - 1.0
-    raise ValueError(f"estimator is {estimator!r}; choose 'k1', 'k2' or 'k3'.")
+    estimates = {"k1": -u, "k2": 0.5 * u**2, "k3": torch.exp(u) - u - 1.0}
+    if estimator not in estimates:
+        raise ValueError(f"estimator is {estimator!r}; choose 'k1', 'k2' or 'k3'.")
+    return estimates[estimator]
 
 
 def aggregate(
@@ -155,11 +152,9 @@ def grpo_loss(
     Raises:
         ValueError: for shapes that do not fit, or beta without ref_logprobs.
     """
-    if not logprobs.shape == old_logprobs.shape == mask.shape:
-        raise ValueError(
-            f"logprobs {tuple(logprobs.shape)}, old_logprobs {tuple(old_logprobs.shape)} and mask "
-            f"{tuple(mask.shape)} must have the same shape (completions, tokens)."
-        )
+    shapes = [tuple(tensor.shape) for tensor in (logprobs, old_logprobs, mask)]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"logprobs, old_logprobs and mask must have the same shape (B, T), but have {shapes}.")
     if advantages.dim() == logprobs.dim() - 1:
         advantages = advantages.unsqueeze(-1)
     # Padding is replaced before exp(): multiplying NaN or infinity by a mask of 0 would still give NaN.
