@@ -1,34 +1,21 @@
 """What every exercise check is made of: run the learner's answer, never crash, say which case fails and why.
 
-How to write a check for a notebook (this is all there is):
+To write a check, look at `riddle_training.py`; this is all there is to know:
 
-    from problama_utils.exercises.checking import Case, check_function, CheckResult
-
-    def check_group_advantages(answer) -> CheckResult:
-        return check_function("group advantages", answer, [
-            Case("two right, two wrong", ([1.0, 1.0, 0.0, 0.0],), [0.866, 0.866, -0.866, -0.866],
-                 hint="divide by the deviation with G - 1", tolerance=1e-3),
-            Case("an equal group", ([1.0, 1.0],), [0.0, 0.0], hint="0 / 0 is not 0"),
-        ])
-
-- `Case.args` is the tuple of arguments, `kwargs` the keyword arguments; each call gets a deep copy of them.
-- `Case.expected` is what should come back: a number, text, boolean, None, or (nested) lists of them, or a dictionary.
-  Tensors and arrays are compared as nested lists, shapes must agree, numbers within `tolerance`, NaN never agrees.
-- `Case.compare` replaces the comparison where one value is not enough (a gradient, a property): a function of the
-  returned value and of the arguments it was computed from; None when all is well, otherwise the sentence to show. What
-  may run the learner's code again, such as a backward pass, goes through `run_apart`.
-- `Case.hint` is one sentence that helps without giving the answer away.
+- A check is a `check_function(title, function, cases)`; the fields of a `Case` are explained below.
+- What comes back is compared with `expected`: a number, text, boolean, None, (nested) lists of them, or a dictionary.
+  Tensors and arrays are compared as nested lists, shapes must agree, NaN never agrees.
 - For a plain answer use `check_value(title, value, expected)`; for a quiz, `check_choice(title, answer, right,
   reasons)` with a reason for every letter.
 
 The result prints itself as the last line of a cell. `result.status` is "passed", "failed" or "not yet"; "not yet" means
 the stub was not filled in (it gave None or `...`, or raised NotImplementedError). Nothing here imports torch.
 
-A check compares plain Python numbers, texts and lists: what a learner gives back is converted by the exact type of each
-part, with the library's functions and never with methods of the learner's own objects, and subclasses are refused. The
-learner's function runs in a thread of its own, without the expected values on its stack or in any live object, and
-any exception becomes a sentence. This guards against mistakes; it is not a sandbox. A function that never returns is
-ended by Ctrl-C alone, and one that ends the process ends the kernel: work of others is graded in a process of its own.
+What a learner gives back is converted to plain numbers, texts and lists by the exact type of each part, with the
+library's functions and never with methods of the learner's own objects, and subclasses are refused. The learner's
+function runs in a thread of its own, without the expected values on its stack or in any live object, and any exception
+becomes a sentence. This guards against mistakes; it is not a sandbox. A function that never returns is ended by Ctrl-C
+alone, and one that ends the process ends the kernel: work of others is graded in a process of its own.
 """
 
 from __future__ import annotations
@@ -41,8 +28,7 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from types import GeneratorType
+from dataclasses import dataclass, replace
 from typing import Any
 
 _SHOWN = 160  # characters of a learner's value that a message repeats
@@ -58,13 +44,8 @@ class CheckResult:
     status: str  # "passed", "failed" or "not yet"
     message: str
 
-    @property
-    def passed(self) -> bool:
-        """True when every case agreed."""
-        return self.status == "passed"
-
     def __bool__(self) -> bool:
-        return self.passed
+        return self.status == "passed"
 
     def __repr__(self) -> str:
         return f"[{self.status}] {self.message}"
@@ -75,23 +56,19 @@ class Case:
     """One call of the learner's function and what it should give back."""
 
     name: str
-    args: tuple = ()
+    args: tuple = ()  # each call gets a deep copy
     expected: Any = None
-    hint: str = ""
+    hint: str = ""  # one sentence that helps without giving the answer away
     tolerance: float = 1e-4  # absolute, plus the same share of the expected number
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    # Where one expected value is not enough (a gradient, a property): takes the returned value and the arguments, gives
+    # the sentence to show, None when all is well. What may run the learner's code again goes through `run_apart`.
     compare: Callable[[Any, tuple], str | None] | None = None
 
 
 def check_function(title: str, function: Callable | None, cases: Sequence[Case]) -> CheckResult:
-    """Run a learner's function on all cases and stop at the first that disagrees.
+    """Run a learner's function on all cases, from easy to degenerate, and stop at the first that disagrees.
 
-    Args:
-        title: what the exercise asks for, used in the message.
-        function: the learner's function; anything else counts as "not yet".
-        cases: the calls, from easy to degenerate.
-    Returns:
-        The verdict. No exception of the learner's code comes through, only a genuine Ctrl-C.
+    No exception of the learner's code comes through, only a genuine Ctrl-C.
     """
     if not callable(function):
         return CheckResult("not yet", f"{title}: define the function first, then run this cell again.")
@@ -100,9 +77,9 @@ def check_function(title: str, function: Callable | None, cases: Sequence[Case])
     for number, case in enumerate(cases, start=1):
         where = f"{title}, case {number} of {len(cases)} ({case.name})"
         # Copies: a learner's function that changes its inputs must not spoil the next case.
-        args, kwargs = copy.deepcopy((case.args, dict(case.kwargs)))
-        value, raised = run_apart(function, *args, **kwargs)
-        if raised == "NotImplementedError":
+        args = copy.deepcopy(case.args)
+        value, raised = run_apart(function, *args)
+        if raised.startswith("NotImplementedError"):
             return _not_yet(title)
         if raised:
             return _failed(where, f"your function stopped with {raised}", case.hint)
@@ -115,7 +92,7 @@ def check_function(title: str, function: Callable | None, cases: Sequence[Case])
     return CheckResult("passed", f"{title}: all {len(cases)} cases agree.")
 
 
-def run_apart(function: Callable, *args: Any, **kwargs: Any) -> tuple[Any, str]:
+def run_apart(function: Callable, *args: Any) -> tuple[Any, str]:
     """Call a learner's function in a thread of its own, whose stack holds nothing of the check.
 
     A thread also tells the two kinds of KeyboardInterrupt apart: the learner's own stays in there, Ctrl-C comes here.
@@ -127,9 +104,7 @@ def run_apart(function: Callable, *args: Any, **kwargs: Any) -> tuple[Any, str]:
 
     def call() -> None:
         try:
-            outcome.append((function(*args, **kwargs), ""))
-        except NotImplementedError:
-            outcome.append((None, "NotImplementedError"))
+            outcome.append((function(*args), ""))
         except BaseException as error:
             outcome.append((None, _told(error)))
 
@@ -146,7 +121,7 @@ def run_apart(function: Callable, *args: Any, **kwargs: Any) -> tuple[Any, str]:
 
 
 def _told(error: BaseException) -> str:
-    """An exception in a line. Its text may come from the learner's own `__str__`, so this runs in their thread."""
+    """An exception in a line; its text may come from the learner's own `__str__`."""
     name = _type_name(error)
     try:
         text = str.__str__(str(error))
@@ -155,31 +130,28 @@ def _told(error: BaseException) -> str:
     return f"{name}: {_one_line(text)}" if text else name
 
 
-def check_value(title: str, value: Any, expected: Any, hint: str = "", tolerance: float = 1e-4) -> CheckResult:
+def check_value(title: str, value: Any, expected: Any, hint: str = "") -> CheckResult:
     """Check one value that the learner computed or chose; None and `...` count as "not yet"."""
     if value is None or value is ...:
         return _not_yet(title)
-    problem = _verdict(Case(title, expected=_sealed(expected), tolerance=tolerance), value, ())
+    problem = difference(value, expected)
     return _failed(title, problem, hint) if problem else CheckResult("passed", f"{title}: right.")
 
 
 def check_choice(title: str, answer: Any, right: str, reasons: Mapping[str, str]) -> CheckResult:
-    """Check a multiple-choice answer and explain it.
+    """Check a letter, capital or small, and explain it; None, `...` and an empty text count as "not yet".
 
-    Args:
-        title: the question's name.
-        answer: the learner's letter, capital or small; None and `...` count as "not yet".
-        right: the right letter.
-        reasons: for every letter on offer, the sentence that explains why it is right or wrong.
+    `reasons` holds, for every letter on offer, the sentence that explains why it is right or wrong.
     """
     given = _plain(answer)
-    if given is None or given is ... or (type(given) is str and not given.strip()):
+    letter = given.strip().upper() if type(given) is str else None
+    if given is None or given is ... or letter == "":
         return _not_yet(title)
-    letter = given.strip().upper() if type(given) is str and len(given) < _SHOWN else None
     if letter not in reasons:
-        return CheckResult("failed", f"{title}: answer with one of {', '.join(sorted(reasons))}, not {_short(given)}.")
-    verdict = "passed" if letter == right else "failed"
-    return CheckResult(verdict, f"{title}: {letter} is {'right' if letter == right else 'not it'}. {reasons[letter]}")
+        return CheckResult("failed", f"{title}: answer with one of {', '.join(reasons)}, not {_short(given)}.")
+    if letter == right:
+        return CheckResult("passed", f"{title}: {letter} is right. {reasons[letter]}")
+    return CheckResult("failed", f"{title}: {letter} is not it. {reasons[letter]}")
 
 
 def difference(value: Any, expected: Any, tolerance: float = 1e-4) -> str | None:
@@ -191,8 +163,9 @@ def difference(value: Any, expected: Any, tolerance: float = 1e-4) -> str | None
     True
     """
     value, expected = _plain(value), _plain(expected)
-    if _shape(value) != _shape(expected) and _is_numeric(expected) and _is_numeric(value):
-        return f"expected {_form(expected)}, got {_form(value)} ({_short(value)})"
+    shape, wanted = _shape(value), _shape(expected)
+    if shape != wanted and None not in (shape, wanted):
+        return f"expected {_form(wanted)}, got {_form(shape)} ({_short(value)})"
     place = _first_difference(value, expected, tolerance)
     if place is None:
         return None
@@ -208,99 +181,78 @@ def _sealed(expected: Any) -> bytes:
 
 
 def _verdict(case: Case, value: Any, args: tuple) -> str | None:
-    """The complaint about a value: what no comparison can take is named first."""
-    plain = _plain(value)
-    if type(plain) is _Odd:
-        return f"a check compares plain numbers, texts and lists, and this is {plain}"
     try:
         if case.compare:
             return case.compare(value, args)
-        return difference(plain, pickle.loads(case.expected), case.tolerance)
+        return difference(value, pickle.loads(case.expected), case.tolerance)
     except (Exception, SystemExit) as error:  # shapes and types that do not fit the comparison's arithmetic
-        return f"the value cannot be compared ({type(error).__name__}: {_one_line(str(error))}); it is {_short(plain)}"
+        return f"the value cannot be compared ({_told(error)}); it is {_short(_plain(value))}"
 
 
-class _Odd:
-    """Something that is not compared; its text says what it is and what to give instead."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __repr__(self) -> str:
-        return self.text
+class _Odd(Exception):
+    """What cannot be compared; the text says what it is and what to give instead."""
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as plain numbers, texts, nested lists and dictionaries; what is none of these as `_Odd`.
+    """Return a value as plain numbers, texts, nested lists and dictionaries, or an `_Odd` if it is none of these.
 
     Only the exact type of each part counts, and only functions of Python, numpy, torch and pandas run: a learner's
     class may lie in `__eq__`, end the kernel in `tolist` or recurse in `__repr__`.
     """
-    budget = [_ITEMS]
     try:
-        return _plain_part(value, budget, _DEPTH)
-    except _TooMuch as error:
-        return _Odd(str(error))
-
-
-class _TooMuch(Exception):
-    """A value that is too large or too deep to compare."""
+        return _plain_part(value, [_ITEMS], _DEPTH)
+    except _Odd as odd:
+        return odd
 
 
 def _plain_part(value: Any, budget: list[int], depth: int) -> Any:
     kind = type(value)
-    if value is None or value is ... or _is_one_of(kind, bool, float, str, _Odd):
+    if value is None or value is ... or _is_one_of(kind, bool, float, str):
         return value
     if kind is int:
-        return value if abs(value) < 10**_DIGITS else _Odd(f"a whole number of more than {_DIGITS} digits")
+        if abs(value) < 10**_DIGITS:
+            return value
+        raise _Odd(f"a whole number of more than {_DIGITS} digits")
     if not depth:
-        raise _TooMuch(f"something nested more than {_DEPTH} deep")
-    if kind is list or kind is tuple or kind is dict:
+        raise _Odd(f"something nested more than {_DEPTH} deep")
+    if _is_one_of(kind, list, tuple, dict):
+        _check_size(len(value), budget)
         budget[0] -= len(value)
-        if budget[0] < 0:
-            raise _TooMuch(f"a value of more than {_ITEMS} parts, far more than was asked for")
         if kind is not dict:
             return [_plain_part(item, budget, depth - 1) for item in value]
         if not all(_is_one_of(type(key), str, int, float, bool, type(None)) for key in value):
-            return _Odd("a dictionary whose keys are not plain texts or numbers")
+            raise _Odd("a dictionary whose keys are not plain texts or numbers")
         return {key: _plain_part(item, budget, depth - 1) for key, item in value.items()}
     library = _from_library(value, kind, budget)
-    if library is not _NONE:
-        return _plain_part(library, budget, depth - 1)
-    for plain in (bool, int, float, str, list, tuple, dict):
-        if plain in type.__dict__["__mro__"].__get__(kind):
-            return _Odd(f"an object of type {_type_name(value)}, a kind of {plain.__name__}: give a plain "
-                        f"{plain.__name__}")
-    if _is_one_of(kind, GeneratorType, range, set, frozenset, type({}.keys()), type({}.values()), map, zip, filter):
-        return _Odd(f"a {kind.__name__}: give a list, as list(...) makes it")
-    return _Odd(f"an object of type {_type_name(value)}: give plain numbers, texts or lists of them")
+    if library is value:
+        raise _Odd(f"an object of type {_type_name(value)}: give plain numbers, texts or lists of them")
+    return _plain_part(library, budget, depth - 1)
 
 
-_NONE = object()
+def _check_size(parts: int, budget: list[int]) -> None:
+    if parts > budget[0]:
+        raise _Odd(f"a value of more than {_ITEMS} parts, far more than was asked for")
 
 
 def _from_library(value: Any, kind: type, budget: list[int]) -> Any:
-    """Return a tensor, array, series or numpy number as Python lists and numbers; `_NONE` for what is none of them."""
+    """Return a tensor, array, series or numpy number as Python lists and numbers, anything else as it is."""
     torch, np, pd = (sys.modules.get(name) for name in ("torch", "numpy", "pandas"))
     if torch and _is_one_of(kind, torch.Tensor, torch.nn.Parameter):
+        _check_size(torch.Tensor.numel(value), budget)
         try:
-            if torch.Tensor.numel(value) > budget[0]:
-                return _Odd(f"a tensor of {torch.Tensor.numel(value)} numbers, far more than was asked for")
-            dense = torch.Tensor.to_dense(torch.Tensor.detach(value))
-            return torch.Tensor.tolist(torch.Tensor.float(dense) if dense.dtype is torch.bfloat16 else dense)
+            return torch.Tensor.tolist(torch.Tensor.to_dense(torch.Tensor.detach(value)))
         except (Exception, SystemExit):  # no data behind it (device "meta"), or a layout without a list
-            return _Odd("a tensor whose numbers cannot be read: give an ordinary dense one")
+            raise _Odd("a tensor whose numbers cannot be read: give an ordinary dense one") from None
     if pd and kind is pd.Series:
-        value = pd.Series.to_numpy(value)
-        kind = type(value)
+        return pd.Series.to_numpy(value)
     if np and kind is np.ndarray:
-        if value.size > budget[0]:
-            return _Odd(f"an array of {value.size} numbers, far more than was asked for")
+        _check_size(value.size, budget)
         return np.ndarray.tolist(value)
-    if np and _is_one_of(kind, *np.sctypeDict.values()):
-        number = float(value) if kind is np.longdouble else np.generic.item(value)
-        return number if type(number) is not kind else _Odd(f"a number of type {kind.__name__}")
-    return _NONE
+    if np and kind is np.longdouble:
+        return float(value)
+    if np and kind is not np.clongdouble and _is_one_of(kind, *np.sctypeDict.values()):
+        return np.generic.item(value)
+    return value
 
 
 def _is_one_of(kind: type, *kinds: type) -> bool:
@@ -314,18 +266,16 @@ def _type_name(value: Any) -> str:
 
 def _first_difference(value: Any, expected: Any, tolerance: float) -> tuple | None:
     """The path to the first place that differs: () for the whole, None for nowhere."""
-    if isinstance(expected, list):
-        if not isinstance(value, list) or len(value) != len(expected):
-            return ()
-        pairs = enumerate(zip(value, expected, strict=True))
-    elif isinstance(expected, dict):
-        if not isinstance(value, dict) or value.keys() != expected.keys():
-            return ()
-        pairs = ((key, (value[key], expected[key])) for key in expected)
-    else:
+    if not isinstance(expected, (list, dict)):
         return None if _agree(value, expected, tolerance) else ()
-    for place, (mine, theirs) in pairs:
-        deeper = _first_difference(mine, theirs, tolerance)
+    if type(value) is not type(expected):
+        return ()
+    if isinstance(expected, list):
+        value, expected = dict(enumerate(value)), dict(enumerate(expected))
+    if value.keys() != expected.keys():
+        return ()
+    for place in expected:
+        deeper = _first_difference(value[place], expected[place], tolerance)
         if deeper is not None:
             return (place, *deeper)
     return None
@@ -334,34 +284,28 @@ def _first_difference(value: Any, expected: Any, tolerance: float) -> tuple | No
 def _agree(value: Any, expected: Any, tolerance: float) -> bool:
     numbers = (int, float)
     if isinstance(expected, numbers) and not isinstance(expected, bool) and isinstance(value, numbers):
-        if value == expected:  # infinities too, and whole numbers that no float can hold
-            return True
-        if math.isinf(expected):
-            return False
-        return abs(value - expected) <= tolerance * (1.0 + abs(expected))  # False for NaN
-    return type(value) is type(expected) and value == expected or (value is None and expected is None)
+        close = abs(value - expected) <= tolerance * (1.0 + abs(expected))  # False for NaN
+        return value == expected or (close and math.isfinite(expected))
+    return type(value) is type(expected) and value == expected
 
 
-def _shape(value: Any) -> tuple:
+def _shape(value: Any) -> tuple | None:
+    """The shape of nested lists of numbers, () for one number, None for anything else."""
     if isinstance(value, list):
         inner = {_shape(item) for item in value}
+        if None in inner:
+            return None
         return (len(value), *(inner.pop() if len(inner) == 1 else ()))
-    return ()
+    return () if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-def _is_numeric(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(_is_numeric(item) for item in value)
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _form(value: Any) -> str:
-    return f"shape {_shape(value)}" if isinstance(value, list) else "a single number"
+def _form(shape: tuple) -> str:
+    return f"shape {shape}" if shape else "a single number"
 
 
 def _short(value: Any) -> str:
-    """A value in at most one line; floats rounded so that they can be read."""
-    return _one_line(str(_rounded(_plain(value))))
+    """A plain value in at most one line; floats rounded so that they can be read."""
+    return _one_line(str(_rounded(value)))
 
 
 def _one_line(text: str) -> str:

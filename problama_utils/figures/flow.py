@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 GAP = 0.06  # between the right and the wrong block, as a share of all questions
-STYLE = {(True, True): ("0.85", ""), (False, False): ("0.95", ""), (False, True): ("0.55", "///"),
-         (True, False): ("0.35", "\\\\\\")}  # (before, after): grey and hatch; only the last two carry information
+# (right before, right after): grey, hatch and name; only the last two carry information
+STYLE = {(True, True): ("0.85", "", ""), (False, False): ("0.95", "", ""), (False, True): ("0.55", "///", "gains"),
+         (True, False): ("0.35", "\\\\\\", "losses")}
 
 
 def flow_counts(before: pd.Series, after: pd.Series) -> dict[tuple[bool, bool], int]:
@@ -30,25 +31,20 @@ def flow_counts(before: pd.Series, after: pd.Series) -> dict[tuple[bool, bool], 
 def draw_flow(ax: Axes, before: pd.Series, after: pd.Series, *, names: tuple[str, str]) -> None:
     """Draw the four ribbons from the verdicts of one policy (left) to those of another (right).
 
-    Args:
-        ax: where to draw.
-        before, after: verdicts (bool) by question id, over the same questions.
-        names: of the two policies.
+    `before` and `after` hold verdicts (bool) by question id, over the same questions.
     """
     counts = flow_counts(before, after)
     total = sum(counts.values())
-    left = _starts(counts, total, [(True, True), (True, False), (False, True), (False, False)], side=0)
-    right = _starts(counts, total, [(True, True), (False, True), (True, False), (False, False)], side=1)
+    left, right = _starts(counts, total, side=0), _starts(counts, total, side=1)
     x = np.linspace(0, 1, 60)
     bend = x**2 * (3 - 2 * x)
     for change, count in counts.items():
         if not count:
             continue
         low = left[change] + (right[change] - left[change]) * bend
-        grey, hatch = STYLE[change]
-        label = {(False, True): f"gains: {count}", (True, False): f"losses: {count}"}.get(change)
+        grey, hatch, name = STYLE[change]
         ax.fill_between(x, low, low + count / total, facecolor=grey, hatch=hatch, edgecolor="black", linewidth=0.5,
-                        label=label)
+                        label=f"{name}: {count}" if name else None)
     for side, (name, verdicts) in enumerate(zip(names, (before, after), strict=True)):
         ax.text(side, 1.03 + GAP, f"{name}\n{int(verdicts.sum())} right", ha=("left", "right")[side], fontsize=9)
     ax.set(ylim=(0, 1.28 + GAP), xticks=[], ylabel=f"share of {total} questions, right on top")
@@ -57,13 +53,10 @@ def draw_flow(ax: Axes, before: pd.Series, after: pd.Series, *, names: tuple[str
         ax.legend(loc="lower center", fontsize=9)
 
 
-def _starts(counts: dict[tuple[bool, bool], int], total: int, order: list[tuple[bool, bool]], side: int
-            ) -> dict[tuple[bool, bool], float]:
+def _starts(counts: dict[tuple[bool, bool], int], total: int, side: int) -> dict[tuple[bool, bool], float]:
     """Return where each ribbon begins on one side, stacked from the top: the right ones, a gap, the wrong ones."""
-    top, starts, was_right = 1.0 + GAP, {}, True
-    for change in order:
-        if was_right and not change[side]:
-            top, was_right = top - GAP, False
+    top, starts = 1.0 + GAP, {}
+    for change in sorted(counts, key=lambda change: (change[side], change[1 - side]), reverse=True):
         top -= counts[change] / total
-        starts[change] = top
+        starts[change] = top if change[side] else top - GAP
     return starts

@@ -51,16 +51,13 @@ def rewards(texts: tuple[str, ...] = COMPLETIONS) -> Tensor:
     return torch.tensor([float("map" in text.split() and "piano" not in text.split()) for text in texts])
 
 
-def success(logits: Tensor, beginning: tuple[str, ...] = (), longest: int = 3) -> float:
+def success(logits: Tensor, beginning: tuple[str, ...] = ()) -> float:
     """The exact chance that a completion is rewarded, given how it begins: V of that beginning, by the true policy.
 
-    Args:
-        logits: the policy, shape (V, V).
-        beginning: the words written so far, at most `longest`.
-        longest: the token limit; a completion that reaches it without <end> is graded as it is.
+    `logits` has shape (V, V). A completion that reaches three words without <end> is graded as it is.
     """
-    if len(beginning) == longest or "<end>" in beginning:
+    if len(beginning) == 3 or "<end>" in beginning:
         return rewards((" ".join(beginning),)).item()
     row = 1 + WORDS.index(beginning[-1]) if beginning else 0
     chances = torch.softmax(logits[row], -1).tolist()
-    return sum(c * success(logits, (*beginning, word), longest) for c, word in zip(chances, WORDS, strict=True))
+    return sum(c * success(logits, (*beginning, word)) for c, word in zip(chances, WORDS, strict=True))

@@ -40,7 +40,7 @@ def after_steps(knobs: Knobs) -> dict[str, Tensor]:
     advantages = group_advantages(torch.tensor(knobs.rewards))
     logits = four_rollouts.old_policy().requires_grad_()
     old = four_rollouts.logprobs(logits, ids).detach()
-    options = dict(ref_logprobs=old, beta=knobs.beta, clip_low=knobs.epsilon)
+    options = dict(ref_logprobs=old, beta=knobs.beta, epsilon=knobs.epsilon)
     for _ in range(knobs.iterations):
         loss = grpo_loss(four_rollouts.logprobs(logits, ids), old, advantages, mask, **options)
         (gradient,) = torch.autograd.grad(loss, logits)
@@ -76,18 +76,17 @@ def draw(knobs: Knobs | None = None) -> Figure:
     colours, markers = ("#12385c", "#4a7c3a", "#c05a00", "#7a4a8c"), "o^sD"
     for row, text in enumerate(four_rollouts.COMPLETIONS):
         real = state["mask"][row].bool()
-        x, y, slope = (state[name][row][real] for name in ("ratios", "objective", "slopes"))
+        x, y, slopes = (state[name][row][real].tolist() for name in ("ratios", "objective", "slopes"))
         right.plot(x, y, markers[row], color=colours[row], markersize=7, label=text)
-        for a, b, pull in zip(x.tolist(), y.tolist(), slope.tolist(), strict=True):
+        for a, b, pull in zip(x, y, slopes, strict=True):
             if abs(pull) > 1e-6:
                 arrow = dict(arrowstyle="-|>", color=colours[row], linewidth=1.3)
                 right.annotate("", (a + 0.09 * pull, b), (a, b), arrowprops=arrow)
     for edge in (1 - knobs.epsilon, 1 + knobs.epsilon):
         right.axvline(edge, color="#777777", linestyle="--", linewidth=1)
     right.axvline(1, color="#333333", linestyle=":", linewidth=1)
-    right.set(
-        xlabel="ratio $\\pi_\\theta / \\pi_{old}$ of a token (dashed: 1 ± ε)", ylabel="clipped objective of the token"
-    )
+    right.set(xlabel="ratio $\\pi_\\theta / \\pi_{old}$ of a token (dashed: 1 ± ε)",
+              ylabel="clipped objective of the token")
     right.set_title("Tokens; an arrow shows where the gradient still pulls the ratio", fontsize=10.5)
     right.legend(fontsize=8, loc="best")
     before, after = (four_rollouts.success(x) for x in (four_rollouts.old_policy(), state["logits"]))
@@ -117,17 +116,12 @@ def _widgets():
     import ipywidgets
 
     def slider(name: str, value: float, low: float, high: float, step: float):
-        return ipywidgets.FloatSlider(
-            value=value, min=low, max=high, step=step, description=name, continuous_update=False
-        )
+        return ipywidgets.FloatSlider(value, min=low, max=high, step=step, description=name, continuous_update=False)
 
     default = Knobs()
     rewards = [slider(f"reward {i + 1}", r, 0.0, 2.0, 0.5) for i, r in enumerate(default.rewards)]
-    others = [
-        slider("ε", default.epsilon, 0.05, 0.5, 0.05),
-        slider("β", default.beta, 0.0, 1.0, 0.02),
-        slider("step", default.step, 0.0, 4.0, 0.25),
-    ]
+    others = [slider("ε", default.epsilon, 0.05, 0.5, 0.05), slider("β", default.beta, 0.0, 1.0, 0.02),
+              slider("step", default.step, 0.0, 4.0, 0.25)]
     image = ipywidgets.Image(value=png(draw()), format="png")
 
     def redraw(_change: object) -> None:

@@ -12,13 +12,14 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
 from statistics import fmean, stdev
 
 import torch
 from torch import Tensor, nn
 
-from problama_utils.grpo.advantages import end_rewards, generalised_advantages, group_advantages
+from problama_utils.grpo.advantages import generalised_advantages, group_advantages
 from problama_utils.grpo.losses import grpo_loss, value_loss
 
 TOKENS, VOCABULARY, TARGETS = 4, 5, tuple(range(4, 13))
@@ -57,10 +58,10 @@ class Run:
     success: list[float]  # exact probability of a right answer, mean over the targets
     kl: list[float]  # exact KL of the policy from the untrained one, nats per completion
     dead_groups: list[float]  # share of groups with equal rewards (GRPO), else empty
-    parameters: int = 0  # trainable numbers, value network included
-    optimiser_bytes: int = 0  # Adam's moments
-    milliseconds: float = 0.0  # median per update: sampling and gradient steps, evaluation not counted
-    policy: nn.Module | None = field(default=None, repr=False, compare=False)
+    parameters: int  # trainable numbers, value network included
+    optimiser_bytes: int  # Adam's moments
+    milliseconds: float  # median per update: sampling and gradient steps, evaluation not counted
+    policy: nn.Module
 
 
 def network(outputs: int, hidden: int, generator: torch.Generator) -> nn.Sequential:
@@ -108,39 +109,37 @@ def reward(targets_B: Tensor, tokens_BT: Tensor) -> Tensor:
     return (tokens_BT.sum(dim=-1) == targets_B).float()
 
 
-class Evaluator:
-    """Exact success and exact KL from the uniform policy, by walking the tree of all completions of all targets."""
+@cache
+def _tree() -> tuple[list[Tensor], Tensor]:
+    """What the policy sees after each of the V^t beginnings, shape (targets · V^t, F) for each t, and all rewards."""
+    states = []
+    for t in range(TOKENS + 1):
+        beginnings = itertools.product(range(VOCABULARY), repeat=t)
+        tokens = torch.tensor([(*beginning, *[0] * (TOKENS - t)) for beginning in beginnings])
+        targets = torch.tensor(TARGETS).repeat_interleave(len(tokens))
+        tokens = tokens.repeat(len(TARGETS), 1)
+        if t < TOKENS:
+            states.append(features(targets, tokens)[:, t])
+    return states, reward(targets, tokens).view(len(TARGETS), -1)
 
-    def __init__(self) -> None:
-        self.states = []  # level t: what the policy sees after each of the V^t beginnings, shape (targets · V^t, F)
-        for t in range(TOKENS + 1):
-            beginnings = torch.tensor(list(itertools.product(range(VOCABULARY), repeat=t)), dtype=torch.long)
-            tokens = torch.zeros(VOCABULARY**t, TOKENS, dtype=torch.long)
-            tokens[:, :t] = beginnings.reshape(VOCABULARY**t, t)
-            targets = torch.tensor(TARGETS).repeat_interleave(len(tokens))
-            if t < TOKENS:
-                self.states.append(features(targets, tokens.repeat(len(TARGETS), 1))[:, t])
-        self.rewards = reward(targets, tokens.repeat(len(TARGETS), 1)).view(len(TARGETS), -1)
 
-    @torch.no_grad()
-    def __call__(self, policy: nn.Module) -> tuple[float, float]:
-        """(mean success over the targets, mean KL per completion in nats)."""
-        logprobs = torch.zeros(len(TARGETS), 1)  # of every beginning so far
-        for states in self.states:
-            following = torch.log_softmax(policy(states), -1).view(*logprobs.shape, VOCABULARY)
-            logprobs = (logprobs.unsqueeze(-1) + following).flatten(1)
-        chances, uniform = logprobs.exp(), -TOKENS * math.log(VOCABULARY)
-        success, kl = (chances * self.rewards).sum(1), (chances * (logprobs - uniform)).sum(1)
-        return success.mean().item(), kl.mean().item()
+@torch.no_grad()
+def evaluate(policy: nn.Module) -> tuple[float, float]:
+    """Exact (mean success over the targets, mean KL from the uniform policy in nats per completion)."""
+    states, rewards = _tree()
+    logprobs = torch.zeros(len(TARGETS), 1)  # of every beginning so far
+    for level in states:
+        following = torch.log_softmax(policy(level), -1).view(*logprobs.shape, VOCABULARY)
+        logprobs = (logprobs.unsqueeze(-1) + following).flatten(1)
+    chances, uniform = logprobs.exp(), -TOKENS * math.log(VOCABULARY)
+    success, kl = (chances * rewards).sum(1), (chances * (logprobs - uniform)).sum(1)
+    return success.mean().item(), kl.mean().item()
 
 
 def train(settings: Settings) -> Run:
     """Train a fresh policy by PPO or GRPO and evaluate it exactly after every update.
 
-    Args:
-        settings: see `Settings`; the same seed gives the same run, and both methods the same untrained policy.
-    Returns:
-        The curves and costs of the run.
+    The same seed gives the same run, and both methods the same untrained policy.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     policy = network(VOCABULARY, settings.hidden, generator)
@@ -148,8 +147,7 @@ def train(settings: Settings) -> Run:
     optimisers = [torch.optim.Adam(policy.parameters(), lr=settings.learning_rate)]
     if value is not None:
         optimisers.append(torch.optim.Adam(value.parameters(), lr=settings.value_learning_rate))
-    evaluate, curves, seconds, dead = Evaluator(), [], [], []
-    curves.append(evaluate(policy))
+    curves, seconds, dead = [evaluate(policy)], [], []
     for _ in range(settings.updates):
         start = time.perf_counter()
         share = update(policy, value, optimisers, settings, generator)
@@ -168,10 +166,7 @@ def train(settings: Settings) -> Run:
 
 
 def update(
-    policy: nn.Module,
-    value: nn.Module | None,
-    optimisers: list[torch.optim.Optimizer],
-    settings: Settings,
+    policy: nn.Module, value: nn.Module | None, optimisers: list[torch.optim.Optimizer], settings: Settings,
     generator: torch.Generator,
 ) -> float | None:
     """Sample one batch of rollouts and take `epochs` gradient steps on it; `value` is given for PPO only.
@@ -189,7 +184,9 @@ def update(
     returns, share = None, None
     if value is not None:
         predicted = value(states).squeeze(-1).detach()
-        advantages = generalised_advantages(end_rewards(rewards, mask), predicted, lam=settings.lam)
+        step_rewards = torch.zeros_like(predicted)
+        step_rewards[:, -1] = rewards  # only a finished completion can be judged
+        advantages = generalised_advantages(step_rewards, predicted, lam=settings.lam)
         returns = advantages + predicted
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-4)  # usual in PPO; the paper is silent
     else:
@@ -199,7 +196,7 @@ def update(
     for _ in range(settings.epochs):
         loss = grpo_loss(  # with advantages per token this is PPO's clipped loss, the same line for both
             token_logprobs(policy, states, tokens), old, advantages, mask,
-            ref_logprobs=uniform, beta=settings.beta, clip_low=settings.clip,
+            ref_logprobs=uniform, beta=settings.beta, epsilon=settings.clip,
         )  # fmt: skip
         if value is not None:
             loss = loss + value_loss(value(states).squeeze(-1), returns)

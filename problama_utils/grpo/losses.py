@@ -6,8 +6,7 @@ the probability of the token that was sampled. Nothing here knows a model: tenso
 What differs from the papers:
 1. The GRPO paper (arXiv:2402.03300, eq. 3) averages over the tokens of a completion, then over completions. That is
    aggregation="sequence"; "token" (DAPO, arXiv:2503.14476) and "constant" (Dr. GRPO, arXiv:2503.20783) are offered too.
-2. The clip may have two ranges (DAPO's "clip higher"); clip_high=None means the symmetric clip of PPO.
-3. kl_correction=True weighs the KL estimate by the ratio, as TRL now does by default; the paper does not.
+2. kl_correction=True weighs the KL estimate by the ratio, as TRL now does by default; the paper does not.
 """
 
 from __future__ import annotations
@@ -21,16 +20,10 @@ Aggregation = Literal["sequence", "token", "constant"]
 Estimator = Literal["k1", "k2", "k3"]
 
 
-def ppo_clip_objective(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    clip_low: float = 0.2,
-    clip_high: float | None = None,
-) -> Tensor:
+def ppo_clip_objective(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, epsilon: float = 0.2) -> Tensor:
     r"""PPO's clipped objective for each token, to be maximised.
 
-    min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A) with ρ = exp(log π_θ − log π_old)     (arXiv:1707.06347, eq. 7)
+    min(ρ A, clip(ρ, 1 − ε, 1 + ε) A) with ρ = exp(log π_θ − log π_old)     (arXiv:1707.06347, eq. 7)
 
     The minimum is taken for both signs of A: clipping may only make the objective worse, never better.
 
@@ -38,7 +31,7 @@ def ppo_clip_objective(
         logprobs: log π_θ of the sampled tokens, any shape; carries the gradient.
         old_logprobs: log π_old of the same tokens at sampling time, same shape; treated as constants.
         advantages: A, same shape or one that broadcasts to it; treated as constants.
-        clip_low, clip_high: ε below and above 1; clip_high=None repeats clip_low.
+        epsilon: ε, the clip range below and above 1.
     Returns:
         The objective per token, same shape as logprobs.
 
@@ -47,49 +40,28 @@ def ppo_clip_objective(
     >>> [round(v, 2) for v in values.tolist()]
     [0.5, 1.2, -0.8, -1.5]
     """
-    clip_high = clip_low if clip_high is None else clip_high
     ratio = torch.exp(_precise(logprobs) - _precise(old_logprobs).detach())
     advantages = _precise(advantages).detach()
-    return torch.minimum(ratio * advantages, ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages)
+    return torch.minimum(ratio * advantages, ratio.clamp(1.0 - epsilon, 1.0 + epsilon) * advantages)
 
 
-def value_loss(
-    values: Tensor,
-    returns: Tensor,
-    mask: Tensor | None = None,
-    old_values: Tensor | None = None,
-    clip: float | None = None,
-) -> Tensor:
+def value_loss(values: Tensor, returns: Tensor, mask: Tensor | None = None) -> Tensor:
     r"""Mean squared error of the value function, over real tokens.
 
     L^VF = mean((V_θ(s_t) − V_t^targ)²)                               (arXiv:1707.06347, below eq. 9)
-
-    With `clip`, V_θ is held within ± clip of its value at sampling time and the larger error counts. The PPO paper
-    does not mention this; OpenAI's own code does it.
 
     Args:
         values: V_θ(s_t), shape (B, T); carries the gradient.
         returns: targets, usually GAE advantages + old values, shape (B, T); treated as constants.
         mask: 1 for real tokens, shape (B, T). None: all are real.
-        old_values: V at sampling time, shape (B, T); needed with clip.
-        clip: largest step of V that is rewarded, in units of V. None: no clipping.
     Returns:
         A scalar.
-    Raises:
-        ValueError: when clip is given without old_values.
 
     >>> value_loss(torch.tensor([[0.5, 0.0]]), torch.tensor([[1.0, 9.0]]), torch.tensor([[1, 0]])).item()
     0.25
     """
     mask = torch.ones_like(values) if mask is None else mask
-    values, returns = _keep(values, mask), _keep(returns, mask).detach()
-    error = (values - returns) ** 2
-    if clip is not None:
-        if old_values is None:
-            raise ValueError("value_loss(clip=...) needs old_values, the predictions made at sampling time.")
-        old_values = _keep(old_values, mask).detach()
-        held = old_values + (values - old_values).clamp(-clip, clip)
-        error = torch.maximum(error, (held - returns) ** 2)
+    error = (_keep(values, mask) - _keep(returns, mask).detach()) ** 2
     return error.sum() / mask.sum().clamp(min=1)
 
 
@@ -117,21 +89,14 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: Estimator = "
     [0.6931, 0.2402, 0.1931]
     """
     u = _precise(ref_logprobs).detach() - _precise(logprobs)
-    if estimator == "k1":
-        return -u
-    if estimator == "k2":
-        return 0.5 * u**2
-    if estimator == "k3":
-        return torch.exp(u) - u - 1.0
-    raise ValueError(f"estimator is {estimator!r}; choose 'k1', 'k2' or 'k3'.")
+    estimates = {"k1": -u, "k2": 0.5 * u**2, "k3": torch.exp(u) - u - 1.0}
+    if estimator not in estimates:
+        raise ValueError(f"estimator is {estimator!r}; choose 'k1', 'k2' or 'k3'.")
+    return estimates[estimator]
 
 
 def aggregate(
-    per_token: Tensor,
-    mask: Tensor,
-    aggregation: Aggregation = "sequence",
-    max_tokens: int | None = None,
-    token_count: float | Tensor | None = None,
+    per_token: Tensor, mask: Tensor, aggregation: Aggregation = "sequence", max_tokens: int | None = None
 ) -> Tensor:
     """Turn per-token numbers into one.
 
@@ -142,8 +107,6 @@ def aggregate(
             weighs the same. "token" = mean over all tokens: every token weighs the same. "constant" = sum divided
             by B · max_tokens: the weight of a token does not depend on any length.
         max_tokens: the longest completion allowed; needed for "constant".
-        token_count: for "token", the divisor when one batch is split over several backward passes (real tokens
-            in the whole batch). None: the real tokens given here.
     Returns:
         A scalar.
     Raises:
@@ -153,7 +116,7 @@ def aggregate(
     if aggregation == "sequence":
         return (kept.sum(dim=-1) / mask.sum(dim=-1).clamp(min=1)).mean()
     if aggregation == "token":
-        return kept.sum() / (mask.sum().clamp(min=1) if token_count is None else token_count)
+        return kept.sum() / mask.sum().clamp(min=1)
     if aggregation == "constant":
         if not max_tokens:
             raise ValueError("aggregation='constant' needs max_tokens, the longest completion that was allowed.")
@@ -162,20 +125,9 @@ def aggregate(
 
 
 def grpo_loss(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    ref_logprobs: Tensor | None = None,
-    beta: float = 0.0,
-    clip_low: float = 0.2,
-    clip_high: float | None = None,
-    aggregation: Aggregation = "sequence",
-    max_tokens: int | None = None,
-    token_count: float | Tensor | None = None,
-    estimator: Estimator = "k3",
-    kl_correction: bool = False,
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *,
+    ref_logprobs: Tensor | None = None, beta: float = 0.0, epsilon: float = 0.2,
+    aggregation: Aggregation = "sequence", max_tokens: int | None = None, kl_correction: bool = False,
 ) -> Tensor:
     r"""The GRPO loss, to be minimised: minus the clipped objective, plus β times the KL estimate.
 
@@ -189,59 +141,50 @@ def grpo_loss(
         mask: 1 for real tokens, 0 for padding, shape (B, T). What is on padding is ignored, NaN included.
         ref_logprobs: log π_ref, shape (B, T); needed when beta is not 0.
         beta: weight of the KL penalty, 0 = off. The GRPO paper uses 0.04.
-        clip_low, clip_high: see `ppo_clip_objective`.
-        aggregation, max_tokens, token_count: see `aggregate`. TRL's loss types: "grpo" = sequence, "bnpo" = token,
-            "dapo" = token with the token_count of the whole batch, "dr_grpo" = constant.
-        estimator: see `kl_estimate`.
-        kl_correction: multiply the KL estimate by the ratio ρ, gradient included. k1 and k3 then have the exact
-            value and gradient of KL(π_θ ‖ π_ref), off-policy too (DeepSeek-V3.2, arXiv:2512.02556). False is the
-            GRPO paper; True is TRL's default (`use_bias_correction_kl`).
+        epsilon: see `ppo_clip_objective`.
+        aggregation, max_tokens: see `aggregate`. TRL's loss types: "grpo" = sequence, "bnpo" and, over a whole batch,
+            "dapo" = token, "dr_grpo" = constant.
+        kl_correction: multiply the KL estimate k3 by the ratio ρ, gradient included. It then has the exact value and
+            gradient of KL(π_θ ‖ π_ref), off-policy too (DeepSeek-V3.2, arXiv:2512.02556). False is the GRPO paper;
+            True is TRL's default (`use_bias_correction_kl`).
     Returns:
         A scalar.
     Raises:
         ValueError: for shapes that do not fit, or beta without ref_logprobs.
     """
-    if not logprobs.shape == old_logprobs.shape == mask.shape:
-        raise ValueError(
-            f"logprobs {tuple(logprobs.shape)}, old_logprobs {tuple(old_logprobs.shape)} and mask "
-            f"{tuple(mask.shape)} must have the same shape (completions, tokens)."
-        )
+    shapes = [tuple(tensor.shape) for tensor in (logprobs, old_logprobs, mask)]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"logprobs, old_logprobs and mask must have the same shape (B, T), but have {shapes}.")
     if advantages.dim() == logprobs.dim() - 1:
         advantages = advantages.unsqueeze(-1)
     # Padding is replaced before exp(): multiplying NaN or infinity by a mask of 0 would still give NaN.
     logprobs, old_logprobs = _keep(logprobs, mask), _keep(old_logprobs, mask)
     advantages = _keep(advantages.expand_as(logprobs), mask)
-    objective = ppo_clip_objective(logprobs, old_logprobs, advantages, clip_low, clip_high)
+    objective = ppo_clip_objective(logprobs, old_logprobs, advantages, epsilon)
     if beta != 0.0:
         if ref_logprobs is None:
             raise ValueError(f"beta is {beta}, so the KL penalty needs ref_logprobs; pass them or set beta=0.")
-        kl = kl_estimate(logprobs, _keep(ref_logprobs, mask), estimator)
+        kl = kl_estimate(logprobs, _keep(ref_logprobs, mask))
         objective = objective - beta * (kl * torch.exp(logprobs - old_logprobs.detach()) if kl_correction else kl)
-    return -aggregate(objective, mask, aggregation, max_tokens, token_count)
+    return -aggregate(objective, mask, aggregation, max_tokens)
 
 
 @torch.no_grad()
 def clip_fractions(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    clip_low: float = 0.2,
-    clip_high: float | None = None,
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, epsilon: float = 0.2
 ) -> tuple[float, float]:
     """Which share of the real tokens has stopped learning because the clip holds it.
 
     Args:
-        logprobs, old_logprobs, advantages, mask, clip_low, clip_high: as in `grpo_loss`.
+        logprobs, old_logprobs, advantages, mask, epsilon: as in `grpo_loss`.
     Returns:
-        (low, high): low = ratio below 1 − clip_low with A < 0; high = ratio above 1 + clip_high with A > 0.
+        (low, high): low = ratio below 1 − ε with A < 0; high = ratio above 1 + ε with A > 0.
         TRL logs them as `clip_ratio/low_mean` and `clip_ratio/high_mean`.
     """
-    clip_high = clip_low if clip_high is None else clip_high
     if advantages.dim() == logprobs.dim() - 1:
         advantages = advantages.unsqueeze(-1)
     ratio = torch.exp(_keep(logprobs, mask) - _keep(old_logprobs, mask))
-    low, high = (ratio < 1.0 - clip_low) & (advantages < 0), (ratio > 1.0 + clip_high) & (advantages > 0)
+    low, high = (ratio < 1.0 - epsilon) & (advantages < 0), (ratio > 1.0 + epsilon) & (advantages > 0)
     tokens = mask.sum().clamp(min=1)
     return (_keep(low.float(), mask).sum() / tokens).item(), (_keep(high.float(), mask).sum() / tokens).item()
 

@@ -135,16 +135,16 @@ def test_the_message_names_the_case_both_values_and_the_hint():
 def test_a_learner_who_changes_the_inputs_does_not_spoil_them():
     shared = torch.ones(2)
     cases = [Case("one", (shared,), [2.0, 2.0]), Case("two", (shared,), [2.0, 2.0])]
-    assert check_function("in place", lambda x: x.add_(1), cases).passed
+    assert check_function("in place", lambda x: x.add_(1), cases)
     assert shared.tolist() == [1.0, 1.0]
 
 
 def test_values_and_choices():
     assert check_value("v", None, 3).status == "not yet"
-    assert check_value("v", 3.00001, 3).passed and check_value("v", 3.1, 3).status == "failed"
+    assert check_value("v", 3.00001, 3) and check_value("v", 3.1, 3).status == "failed"
     reasons = {"A": "because.", "B": "no, since."}
     assert check_choice("q", ..., "A", reasons).status == "not yet"
-    assert check_choice("q", " a", "A", reasons).passed
+    assert check_choice("q", " a", "A", reasons)
     assert repr(check_choice("q", "B", "A", reasons)) == "[failed] q: B is not it. no, since."
     assert "A, B" in check_choice("q", "Z", "A", reasons).message
 
@@ -200,7 +200,7 @@ def test_checks_are_green_on_the_solutions_and_not_on_the_stubs(name):
     solution = definitions(NOTEBOOKS / "solutions" / "01_ppo_vs_grpo_solutions.ipynb")[name]
     stub = definitions(NOTEBOOKS / "01_ppo_vs_grpo.ipynb")[name]
     result = EXERCISES_01[name](solution)
-    assert result.passed, result.message
+    assert result, result.message
     assert EXERCISES_01[name](stub).status == "not yet"
 
 
@@ -385,7 +385,7 @@ def test_a_function_that_calls_itself_for_ever_or_prints_is_no_trouble(capsys):
         return x
 
     assert "RecursionError" in check_function("t", deep, [Case("one", (1,), 1)]).message
-    assert check_function("t", loud, [Case("one", (1,), 1)]).passed and capsys.readouterr().out == "x is 1\n"
+    assert check_function("t", loud, [Case("one", (1,), 1)]) and capsys.readouterr().out == "x is 1\n"
 
 
 def holds(value, found, depth=3):
@@ -468,7 +468,7 @@ def test_a_backward_pass_of_the_learner_knows_no_gradient_and_may_raise_anything
     def cheat(logprobs, old, ref, advantages, mask, beta, epsilon):
         from problama_utils.grpo.losses import grpo_loss
 
-        loss = grpo_loss(logprobs, old, advantages, mask, ref_logprobs=ref, beta=beta, clip_low=epsilon).detach()
+        loss = grpo_loss(logprobs, old, advantages, mask, ref_logprobs=ref, beta=beta, epsilon=epsilon).detach()
         return Sly.apply(logprobs, loss)
 
     result = checks.check_grpo_loss(cheat)
@@ -478,17 +478,15 @@ def test_a_backward_pass_of_the_learner_knows_no_gradient_and_may_raise_anything
 def test_inputs_stay_as_they_are_whatever_a_learner_does_to_them():
     inputs = [[1.0, 2.0], {"a": [3.0]}, torch.ones(2), np.ones(2)]
 
-    def spoil(numbers, table, tensor, array, *, more):
+    def spoil(numbers, table, tensor, array):
         numbers.clear()
         table["a"].append(1)
         tensor.zero_()
         array[:] = 0
-        more.pop()
         return 1.0
 
-    kwargs = {"more": [1]}
-    assert check_function("t", spoil, [Case("a", tuple(inputs), 1.0, kwargs=kwargs)] * 2).passed
-    assert inputs[0] == [1.0, 2.0] and inputs[1] == {"a": [3.0]} and kwargs == {"more": [1]}
+    assert check_function("t", spoil, [Case("a", tuple(inputs), 1.0)] * 2)
+    assert inputs[0] == [1.0, 2.0] and inputs[1] == {"a": [3.0]}
     assert inputs[2].tolist() == [1.0, 1.0] and inputs[3].tolist() == [1.0, 1.0]
 
 
@@ -498,7 +496,7 @@ def test_inputs_stay_as_they_are_whatever_a_learner_does_to_them():
     torch.tensor(42.0, dtype=torch.float64), np.float16(42), np.uint8(42),
 ], ids=lambda value: f"{type(value).__name__}")  # fmt: skip
 def test_every_usual_way_to_give_a_number_is_right(value):
-    assert check_function("t", lambda: value, [Case("one", (), 42.0)]).passed and check_value("t", value, 42).passed
+    assert check_function("t", lambda: value, [Case("one", (), 42.0)]) and check_value("t", value, 42)
 
 
 def test_a_check_whose_author_expects_what_cannot_be_compared_is_an_error_of_ours():

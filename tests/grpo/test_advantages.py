@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from problama_utils.grpo.advantages import end_rewards, generalised_advantages, group_advantages, td_errors
+from problama_utils.grpo.advantages import generalised_advantages, group_advantages
 
 REWARDS = torch.tensor([[0.0, 0.0, 1.0]])
 VALUES = torch.tensor([[0.5, 0.25, 0.75]])
@@ -16,20 +16,12 @@ reward_groups = st.lists(st.integers(-8, 8).map(lambda n: n / 4), min_size=2, ma
 def random_rollouts(seed=0, rows=5, tokens=7):
     generator = torch.Generator().manual_seed(seed)
     rewards = torch.randn(rows, tokens, generator=generator, dtype=torch.float64)
-    values = torch.randn(rows, tokens, generator=generator, dtype=torch.float64)
-    lengths = torch.randint(1, tokens + 1, (rows,), generator=generator)
-    return rewards, values, torch.arange(tokens)[None] < lengths[:, None]
+    return rewards, torch.randn(rows, tokens, generator=generator, dtype=torch.float64)
 
 
-def test_td_errors_by_hand():
-    assert td_errors(REWARDS, VALUES).tolist() == [[-0.25, 0.5, 0.25]]
-    assert td_errors(REWARDS, VALUES, gamma=0.5).tolist() == [[-0.375, 0.125, 0.25]]
-
-
-def test_td_errors_bootstrap_from_a_cut_off_completion_even_with_padding():
-    mask = torch.tensor([[1, 1, 0]])
-    deltas = td_errors(REWARDS * 0, VALUES, mask=mask, last_values=torch.tensor([2.0]))
-    assert deltas.tolist() == [[-0.25, 1.75, 0.0]]
+def test_td_errors_by_hand_are_gae_with_lambda_0():
+    assert generalised_advantages(REWARDS, VALUES, lam=0.0).tolist() == [[-0.25, 0.5, 0.25]]
+    assert generalised_advantages(REWARDS, VALUES, gamma=0.5, lam=0.0).tolist() == [[-0.375, 0.125, 0.25]]
 
 
 def test_gae_by_hand():
@@ -37,52 +29,27 @@ def test_gae_by_hand():
     assert generalised_advantages(REWARDS, VALUES, lam=0.5).tolist() == [[0.0625, 0.625, 0.25]]
 
 
-def test_gae_with_lambda_0_is_one_step_td():
-    rewards, values, mask = random_rollouts()
-    assert torch.equal(
-        generalised_advantages(rewards, values, 0.9, 0.0, mask), td_errors(rewards, values, 0.9, mask)
-    )
-
-
 def test_gae_with_lambda_1_is_the_monte_carlo_return_minus_the_value():
-    rewards, values, mask = random_rollouts(seed=1)
-    got = generalised_advantages(rewards, values, 0.9, 1.0, mask)
+    rewards, values = random_rollouts(seed=1)
+    got = generalised_advantages(rewards, values, 0.9, 1.0)
     for row in range(len(rewards)):
-        length = int(mask[row].sum())
-        for t in range(length):
-            monte_carlo = sum(0.9 ** (k - t) * rewards[row, k] for k in range(t, length))
+        for t in range(7):
+            monte_carlo = sum(0.9 ** (k - t) * rewards[row, k] for k in range(t, 7))
             assert got[row, t] == pytest.approx(float(monte_carlo - values[row, t]), abs=1e-12)
-        assert got[row, length:].abs().sum() == 0
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.3, 0.95, 1.0])
 def test_gae_is_the_faded_sum_of_td_errors(lam):
-    rewards, values, mask = random_rollouts(seed=2)
-    deltas = td_errors(rewards, values, 0.97, mask)
+    rewards, values = random_rollouts(seed=2)
     weights = torch.tensor([[(0.97 * lam) ** (k - t) if k >= t else 0.0 for k in range(7)] for t in range(7)])
-    expected = (deltas @ weights.double().T) * mask
-    torch.testing.assert_close(generalised_advantages(rewards, values, 0.97, lam, mask), expected)
-
-
-@given(seed=st.integers(0, 10_000), poison=st.sampled_from([float("nan"), float("inf"), -7.5]))
-@settings(max_examples=40, deadline=None)
-def test_gae_ignores_whatever_stands_on_padding(seed, poison):
-    rewards, values, mask = random_rollouts(seed)
-    clean = generalised_advantages(rewards, values, 0.9, 0.8, mask)
-    dirty_rewards, dirty_values = rewards.masked_fill(~mask, poison), values.masked_fill(~mask, poison)
-    dirty = generalised_advantages(dirty_rewards, dirty_values, 0.9, 0.8, mask)
-    torch.testing.assert_close(dirty, clean, rtol=0, atol=0)
+    deltas = rewards + 0.97 * torch.nn.functional.pad(values[:, 1:], (0, 1)) - values
+    expected = deltas @ weights.double().T
+    torch.testing.assert_close(generalised_advantages(rewards, values, 0.97, lam), expected)
 
 
 def test_a_perfect_value_function_leaves_only_the_surprise():
     # A state that always ends with reward 1: V = 1 everywhere, nothing is better than expected.
     assert generalised_advantages(REWARDS, torch.ones(1, 3)).abs().max() == 0
-
-
-def test_end_rewards_fall_on_the_last_real_token():
-    mask = torch.tensor([[1, 1, 0], [1, 1, 1], [0, 0, 0]])
-    placed = end_rewards(torch.tensor([2.0, 3.0, 4.0]), mask)
-    assert placed.tolist() == [[0, 2, 0], [0, 0, 3], [0, 0, 0]]
 
 
 def test_one_one_zero_zero_gives_0866_or_1_or_a_half():
@@ -135,11 +102,11 @@ def test_groups_do_not_see_each_other(groups):
 
 
 def test_inputs_are_not_changed():
-    rewards, values, mask = random_rollouts()
-    copies = rewards.clone(), values.clone(), mask.clone()
-    generalised_advantages(rewards, values, 0.9, 0.9, mask)
+    rewards, values = random_rollouts()
+    copies = rewards.clone(), values.clone()
+    generalised_advantages(rewards, values, 0.9, 0.9)
     group_advantages(rewards)
-    assert all(torch.equal(a, b) for a, b in zip((rewards, values, mask), copies, strict=True))
+    assert torch.equal(rewards, copies[0]) and torch.equal(values, copies[1])
 
 
 @pytest.mark.parametrize(
@@ -151,8 +118,6 @@ def test_inputs_are_not_changed():
         (lambda: group_advantages(torch.tensor([1.0, 0.0]), "sample"), "unbiased"),
         (lambda: generalised_advantages(REWARDS, VALUES, lam=1.5), "lam is 1.5"),
         (lambda: generalised_advantages(REWARDS, VALUES[:, :2]), "same shape"),
-        (lambda: td_errors(REWARDS, VALUES, mask=torch.tensor([[1, 0, 1]])), "ones followed by zeros"),
-        (lambda: end_rewards(torch.tensor([1.0, 2.0]), torch.ones(1, 3)), "one reward per row"),
     ],
 )
 def test_impossible_inputs_are_refused_in_words(call, message):

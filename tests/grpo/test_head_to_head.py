@@ -11,9 +11,9 @@ from problama_utils.grpo.head_to_head import (
     TOKENS,
     VOCABULARY,
     Comparison,
-    Evaluator,
     Settings,
     compare,
+    evaluate,
     features,
     mean_and_interval,
     network,
@@ -33,14 +33,14 @@ def test_an_untrained_policy_is_uniform_for_every_seed():
     chance = sum(counts) / len(TARGETS) / VOCABULARY**TOKENS
     for seed in range(3):
         policy = network(VOCABULARY, 64, torch.Generator().manual_seed(seed))
-        assert Evaluator()(policy) == pytest.approx((chance, 0.0), abs=1e-5)
+        assert evaluate(policy) == pytest.approx((chance, 0.0), abs=1e-5)
 
 
 def test_exact_success_agrees_with_sampling(seed):
     policy, n = trained_policy(seed), 20_000
     targets = torch.tensor(TARGETS).repeat(n // len(TARGETS))
     tokens = sample(policy, targets, torch.Generator().manual_seed(seed))
-    exact, _ = Evaluator()(policy)
+    exact, _ = evaluate(policy)
     error = (exact * (1 - exact) / len(targets)) ** 0.5
     assert abs(reward(targets, tokens).mean().item() - exact) < 5 * error  # false alarm once in 1.7 million
 

@@ -12,10 +12,10 @@ from problama_utils.grpo.losses import aggregate, clip_fractions, grpo_loss, kl_
 AGGREGATIONS = ["sequence", "token", "constant"]
 
 
-def objective_and_slope(ratio, advantage, **clip):
+def objective_and_slope(ratio, advantage):
     """The objective at one ratio, and its derivative with respect to the ratio."""
     ratio = torch.tensor(ratio, dtype=torch.float64, requires_grad=True)
-    value = ppo_clip_objective(ratio.log(), torch.zeros((), dtype=torch.float64), torch.tensor(advantage), **clip)
+    value = ppo_clip_objective(ratio.log(), torch.zeros((), dtype=torch.float64), torch.tensor(advantage))
     value.backward()
     return value.item(), ratio.grad.item()
 
@@ -35,11 +35,6 @@ def test_clip_in_every_sign_case(ratio, advantage, value, slope):
     assert objective_and_slope(ratio, advantage) == pytest.approx((value, slope))
 
 
-def test_clip_higher_moves_only_the_upper_edge():
-    assert objective_and_slope(1.25, 1.0, clip_low=0.2, clip_high=0.28) == pytest.approx((1.25, 1.0))
-    assert objective_and_slope(0.75, -1.0, clip_low=0.2, clip_high=0.28) == pytest.approx((-0.8, 0.0))
-
-
 @given(log_ratio=st.floats(-3, 3), advantage=st.floats(-5, 5))
 @settings(deadline=None)
 def test_clipping_never_flatters_the_objective(log_ratio, advantage):
@@ -51,14 +46,6 @@ def test_value_loss_by_hand():
     values, returns = torch.tensor([[0.0, 2.0, 5.0]]), torch.tensor([[1.0, 0.0, 9.0]])
     assert value_loss(values, returns, torch.tensor([[1, 1, 0]])).item() == pytest.approx((1 + 4) / 2)
     assert value_loss(values, returns).item() == pytest.approx((1 + 4 + 16) / 3)
-
-
-def test_clipped_value_loss_takes_the_larger_error():
-    # V went 0 → 1 (target 1) but only 0.2 of that is rewarded: error (0.2 − 1)² = 0.64, not 0
-    loss = value_loss(torch.tensor([[1.0]]), torch.tensor([[1.0]]), old_values=torch.tensor([[0.0]]), clip=0.2)
-    assert loss.item() == pytest.approx(0.64)
-    with pytest.raises(ValueError, match="old_values"):
-        value_loss(torch.zeros(1, 1), torch.zeros(1, 1), clip=0.2)
 
 
 # KL estimators: everything is summed exactly over a small vocabulary, so nothing here is left to chance.
@@ -99,9 +86,8 @@ def test_gradients_of_the_estimators_are_zero_reverse_kl_and_forward_kl(seed):
     assert (means["k3"] - means["k2"]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("estimator", ["k1", "k3"])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_corrected_kl_is_exact_in_value_and_gradient_even_off_policy(seed, estimator):
+def test_the_corrected_kl_is_exact_in_value_and_gradient_even_off_policy(seed):
     logits, ref = policy_and_reference(seed)
     logp = torch.log_softmax(logits, -1)
     old = torch.log_softmax(torch.randn(5, generator=torch.Generator().manual_seed(99), dtype=torch.float64), -1)
@@ -110,7 +96,7 @@ def test_the_corrected_kl_is_exact_in_value_and_gradient_even_off_policy(seed, e
         old.exp()[v]
         * grpo_loss(
             logp[v].view(1, 1), old[v].view(1, 1), torch.zeros(1, dtype=torch.float64), torch.ones(1, 1),
-            ref_logprobs=ref[v].view(1, 1), beta=1.0, estimator=estimator, kl_correction=True,
+            ref_logprobs=ref[v].view(1, 1), beta=1.0, kl_correction=True,
         )
         for v in range(5)
     )  # fmt: skip
@@ -142,7 +128,6 @@ def test_the_three_aggregations_by_hand():
     mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
     assert aggregate(per_token, mask, "sequence").item() == pytest.approx((2 + 10) / 2)
     assert aggregate(per_token, mask, "token").item() == pytest.approx(16 / 4)
-    assert aggregate(per_token, mask, "token", token_count=8).item() == pytest.approx(16 / 8)
     assert aggregate(per_token, mask, "constant", max_tokens=5).item() == pytest.approx(16 / 10)
     with pytest.raises(ValueError, match="max_tokens"):
         aggregate(per_token, mask, "constant")

@@ -11,7 +11,7 @@ PROMPT, TOKENS, ROWS, MAX_TOKENS = 4, 6, 8, 10
 OURS = {
     "grpo": dict(aggregation="sequence"),
     "bnpo": dict(aggregation="token"),
-    "dapo": dict(aggregation="token", token_count=37.0),
+    "dapo": dict(aggregation="token"),  # the whole batch in one pass
     "dr_grpo": dict(aggregation="constant", max_tokens=MAX_TOKENS),
 }
 
@@ -59,7 +59,7 @@ def rollouts(seed, iterations):
         "completion_ids": torch.randint(0, 30, (ROWS, TOKENS), generator=generator),
         "completion_mask": (torch.arange(TOKENS)[None] < lengths[:, None]).long(),
         "advantages": group_advantages(rewards).flatten(),
-        "num_items_in_batch": torch.tensor(37.0),
+        "num_items_in_batch": lengths.sum(),
         "ref_per_token_logps": None,
         "old_per_token_logps": None,
     }

@@ -46,7 +46,7 @@ def test_functions_shown_in_the_notebook_compute_what_the_package_computes(shown
     close = torch.testing.assert_close
     close(shown["clipped_objective"](logp, old, a), losses.ppo_clip_objective(logp, old, a))
     close(shown["clipped_objective"](logp, old, a, 0.4), losses.ppo_clip_objective(logp, old, a, 0.4))
-    deltas = advantages.td_errors(a, logp, 0.9)
+    deltas = advantages.generalised_advantages(a, logp, 0.9, 0.0)  # TD errors
     close(shown["gae"](deltas, 0.9, 0.8), advantages.generalised_advantages(a, logp, 0.9, 0.8))
     close(shown["group_advantages"](rewards), advantages.group_advantages(rewards))
     mask = (torch.arange(7)[None] < torch.tensor([7, 3, 1, 5, 7])[:, None]).long()
