@@ -32,26 +32,15 @@ def render(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Chat]) -> list[st
 
 
 def complete(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    chats: Sequence[Chat],
-    *,
-    max_new_tokens: int = 24,
-    batch_size: int = 32,
-    temperature: float = 0.0,
-    seed: int = 0,
-    weights: DecodingWeights | None = None,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chats: Sequence[Chat], *, max_new_tokens: int = 24,
+    batch_size: int = 32, temperature: float = 0.0, seed: int = 0, weights: DecodingWeights | None = None,
 ) -> list[str]:
-    """Return one completion per chat, in order.
+    """Return one completion per chat, in order; the model is left in evaluation mode.
 
     Args:
-        model: policy; left in evaluation mode.
-        tokenizer: with left padding (see `loading.load_policy`).
-        chats: N chats.
         max_new_tokens: budget per completion, tokens.
         batch_size: chats per call; sorted by length, so that little padding is computed.
-        temperature: 0 takes the likeliest token each time (greedy); above 0 samples from all tokens.
-        seed: of the sampling.
+        temperature: 0 takes the likeliest token each time (greedy); above 0 samples from all tokens, with `seed`.
         weights: the model's projections laid out for decoding, to be kept between calls.
 
     Raises:
@@ -64,13 +53,17 @@ def complete(
     tokens = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     order = sorted(range(len(tokens)), key=lambda i: (-len(tokens[i]), tokens[i]))
     generator = torch.Generator().manual_seed(seed)
-    write = _write_rows if weights is not None or llama_for_cpu(model) is not None else _generate_rows
-    if temperature > 0 and write is _generate_rows:
+    shares_prompts = weights is not None or llama_for_cpu(model) is not None
+    if temperature > 0 and not shares_prompts:
         torch.manual_seed(seed)
     answers = [""] * len(texts)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        new = write(model, tokenizer, [tokens[i] for i in rows], max_new_tokens, temperature, generator, weights)
+        prompts = [tokens[i] for i in rows]
+        if shares_prompts:
+            new = _write_rows(model, tokenizer, prompts, max_new_tokens, temperature, generator, weights)
+        else:
+            new = _generate_rows(model, tokenizer, prompts, max_new_tokens, temperature)
         for i, text in zip(rows, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
             answers[i] = text
     return answers
@@ -87,7 +80,7 @@ def _write_rows(model, tokenizer, rows, max_new_tokens, temperature, generator, 
     return [rollout.token_ids for rollout in rollouts]
 
 
-def _generate_rows(model, tokenizer, rows, max_new_tokens, temperature, generator, weights) -> list[list[int]]:
+def _generate_rows(model, tokenizer, rows, max_new_tokens, temperature) -> list[list[int]]:
     import torch
     from transformers import LogitsProcessorList
 

@@ -14,12 +14,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from problama_utils import CourseError
 from problama_utils.model.adapters import CONFIG, adapter_folder, read_config
 from problama_utils.model.completions import complete, render
-from problama_utils.model.weights import quiet_transformers
+from problama_utils.model.weights import first_line, quiet_transformers
 from problama_utils.setup.hub import clear_text_trouble, hub_endpoint, on_hub, scrubbed, token_place
 from problama_utils.tasks.base import Task
 from problama_utils.tasks.registry import get_task
@@ -38,11 +38,9 @@ def chat(
     """Return the policy's greedy answer to one problem in the reader's own words, asked as the course asks.
 
     Args:
-        model: with or without an adapter.
         text: a riddle, or for "piqa" and "science" a question with its lettered options on lines of their own.
         task: whose system prompt and examples are used.
         few_shot: the slides' two examples first, as in a training with `few_shot`.
-        max_new_tokens: budget of the answer.
         adapter: folder of an adapter that vLLM, where it holds the weights, answers with; else the model's own does.
     """
     task = get_task(task)
@@ -51,26 +49,19 @@ def chat(
     messages = task.turns(f"{'Riddle' if task.name == 'riddles' else 'Question'}: {text.strip()}", few_shot=few_shot)
     if adapter is None or getattr(model, "vllm_engine", None) is None:
         return complete(model, tokenizer, [messages], max_new_tokens=max_new_tokens)[0]
-    tokens = tokenizer(render(tokenizer, [messages])[0], add_special_tokens=False)["input_ids"]
-    return _ask_vllm(model, tokens, max_new_tokens, adapter_folder(adapter))
-
-
-def _ask_vllm(model: Any, tokens: list[int], max_new_tokens: int, adapter: Path) -> str:
     from vllm import SamplingParams
 
+    tokens = tokenizer(render(tokenizer, [messages])[0], add_special_tokens=False)["input_ids"]
     how = SamplingParams(temperature=0.0, max_tokens=max_new_tokens)
     answers = model.fast_generate([{"prompt_token_ids": tokens}], how, use_tqdm=False,
-                                  lora_request=model.load_lora(str(adapter)))
+                                  lora_request=model.load_lora(str(adapter_folder(adapter))))
     return answers[0].outputs[0].text
 
 
 def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> Path:
     """Write the policy with its adapter added to the weights, W + (α / r) · B A: a model that transformers alone reads.
 
-    The policy in memory stays as it is: peft merges a copy, unsloth merges while it writes.
-
-    Returns:
-        The folder, with safetensors files only.
+    The policy in memory stays as it is: peft merges a copy, unsloth merges while it writes. Returns the folder.
 
     Raises:
         CourseError: no adapter, a base in 4 bits without unsloth, a folder that holds something, or too little disk.
@@ -87,7 +78,12 @@ def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     needed = sum(logical_size(weight) * max(2, 0 if unsloth else weight.element_size()) for weight in frozen)
     with _written_whole(folder, needed * 1.05 + 50e6) as part:
         if unsloth:
-            _merge_with_unsloth(model, tokenizer, part)
+            if "save_pretrained_merged" not in vars(model):  # peft hands on the base model's, which knows no adapter
+                from unsloth.save import patch_saving_functions
+
+                patch_saving_functions(model)
+            # None and not True: on a machine with two cores unsloth takes True for leave to write a pickle
+            model.save_pretrained_merged(str(part), tokenizer, save_method="merged_16bit", safe_serialization=None)
         else:
             with quiet_transformers():
                 copy.deepcopy(model).merge_and_unload(safe_merge=True).save_pretrained(part)
@@ -95,15 +91,6 @@ def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
         if any(part.glob("*.bin")) or not any(part.glob("*.safetensors")):
             raise CourseError("The merged weights were not written as safetensors; nothing was kept.")
     return Path(folder)
-
-
-def _merge_with_unsloth(model: Any, tokenizer: Any, part: Path) -> None:
-    if "save_pretrained_merged" not in vars(model):  # peft hands on the base model's own, which knows no adapter
-        from unsloth.save import patch_saving_functions
-
-        patch_saving_functions(model)
-    # None and not True: on a machine with two cores unsloth takes True for leave to write a pickle
-    model.save_pretrained_merged(str(part), tokenizer, save_method="merged_16bit", safe_serialization=None)
 
 
 def save_gguf(folder: str | Path, file: str | Path) -> Path:
@@ -128,10 +115,9 @@ def save_gguf(folder: str | Path, file: str | Path) -> Path:
 
 
 def push(folder: str | Path, name: str, *, private: bool = True) -> str:
-    """Put a merged model or an adapter on the Hugging Face hub and return its address.
+    """Put a merged model or an adapter of a run on the Hugging Face hub and return its address.
 
     Args:
-        folder: from `save_merged`, or the `adapter` of a run.
         name: of the repository, "mine/riddles-1b" or "riddles-1b" for the token's own account.
         private: only you can see it. A repository that is there already and is public is then refused.
 
@@ -169,7 +155,7 @@ def push(folder: str | Path, name: str, *, private: bool = True) -> str:
             return str(made)
         why = "it is there already and everybody can see it: choose another name, or say private=False"
     except Exception as error:  # the hub's library has many kinds, and each may quote the request
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0] + "; check the name and the token's rights"
+        why = f"{first_line(error)}; check the name and the token's rights"
     # raised out here, since a chained traceback would print what the hub echoes
     raise CourseError(scrubbed(f"{folder.name!r} could not be put on the hub as {name!r}: {why}."))
 

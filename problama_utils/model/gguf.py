@@ -1,9 +1,8 @@
 """A Llama folder as one GGUF file, the format of llama.cpp, Ollama and LM Studio; nothing is quantised or rounded.
 
 The layout is that of llama.cpp's convert_hf_to_gguf.py: matrices keep the folder's type, vectors are fp32, the rows of
-query and key are reordered for its rotary embedding, Llama-3.1's stretched wavelengths become `rope_freqs`. It is
-written with the `gguf` package: the one package of the index that ships llama.cpp's converter is not the project's own
-and brings a second `gguf`, which would replace ours. What cannot be written right is refused before a byte is written.
+query and key are reordered for its rotary embedding, Llama-3.1's stretched wavelengths become `rope_freqs`. That
+converter comes in no package of its own project. What cannot be written right is refused before a byte is written.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from problama_utils import CourseError
+from problama_utils.model.weights import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,9 @@ LLAMA_3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?
            r"\s+(?!\S)|\s+")  # fmt: skip
 # How tokenizer.json cuts a text before it merges → llama.cpp's name for that.
 CUTS = {("words",): "gpt-2", ("digits", "words"): "smollm", (LLAMA_3, "bytes"): "llama-bpe"}
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # llama.cpp's types of a token
+# The Llamas that are written here, by their config.json.
+PLAIN = {"model_type": ("llama",), "hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,),
+         "rope_type": ("default", "llama3")}  # fmt: skip
 
 
 def write_gguf(folder: Path, file: Path) -> None:
@@ -35,43 +37,41 @@ def write_gguf(folder: Path, file: Path) -> None:
         CourseError: no plain Llama, a weight missing or not finite, or no byte-level BPE that llama.cpp has a name for.
     """
     from gguf import GGUFWriter
-    from transformers import AutoTokenizer, LlamaConfig
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoTokenizer
 
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-        config = LlamaConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CourseError(f"config.json or the tokenizer of {folder.name!r} cannot be read ({first_line[:160]}): write "
-                          "the model and its tokenizer again with save_merged.") from error
+        raise CourseError(f"config.json or the tokenizer of {folder.name!r} cannot be read ({first_line(error):.160}): "
+                          "write the model and its tokenizer again with save_merged.") from error
     writer = GGUFWriter(file, "llama")
-    _describe_model(writer, config, kind, folder.name)
+    _describe_model(writer, config, folder.name)
     _describe_tokenizer(writer, tokenizer, config.vocab_size)
-    for name, tensor in _tensors(folder, config):
-        numbers, kind = _as_numpy(tensor)
-        writer.add_tensor_info(name, numbers.shape, numbers.dtype, numbers.nbytes, raw_dtype=kind)
     try:
+        for name, tensor in _tensors(folder, config):
+            numbers, kind = _as_numpy(tensor)
+            writer.add_tensor_info(name, numbers.shape, numbers.dtype, numbers.nbytes, raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for _, tensor in _tensors(folder, config):
             writer.write_tensor_data(_as_numpy(tensor)[0])
+    except SafetensorError as error:
+        raise CourseError(f"The weights of {folder.name!r} cannot be read ({first_line(error):.160}): write the model "
+                          "again with save_merged.") from error
     finally:
         writer.close()
 
 
-def _describe_model(writer: GGUFWriter, config: LlamaConfig, kind: str, name: str) -> None:
-    found = {"model_type": kind, "hidden_act": config.hidden_act, "attention_bias": config.attention_bias,
-             "mlp_bias": config.mlp_bias}
-    for setting, wanted in (("model_type", "llama"), ("hidden_act", "silu"), ("attention_bias", False),
-                            ("mlp_bias", False)):
-        if found[setting] != wanted:
-            raise CourseError(f"config.json has {setting} = {found[setting]!r}, and the course writes GGUF files of "
-                              f"plain Llamas ({wanted!r}) only: {ELSE}.")
-    if config.rope_parameters["rope_type"] not in ("default", "llama3"):
-        raise CourseError(f"The rotary embedding is of the type {config.rope_parameters['rope_type']!r}, and the "
-                          f"course writes 'default' and 'llama3' only: {ELSE}.")
+def _describe_model(writer: GGUFWriter, config: LlamaConfig, name: str) -> None:
+    found = config.to_dict()
+    found |= found.get("rope_parameters") or {}
+    for setting, plain in PLAIN.items():
+        if found.get(setting) not in plain:
+            raise CourseError(f"config.json has {setting} = {found.get(setting)!r}, and the course writes GGUF files "
+                              f"of plain Llamas ({' or '.join(map(repr, plain))}) only: {ELSE}.")
     writer.add_name(name)
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.max_position_embeddings)
@@ -81,17 +81,15 @@ def _describe_model(writer: GGUFWriter, config: LlamaConfig, kind: str, name: st
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(_head_size(config))
-    writer.add_key_length(_head_size(config))
-    writer.add_value_length(_head_size(config))
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
 
 
-def _head_size(config: LlamaConfig) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-
-
 def _describe_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    from gguf import TokenType
+
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     bpe, merges = parts["model"], parts["model"].get("merges")
     cut = CUTS.get(tuple(_cuts(parts["pre_tokenizer"])))
@@ -103,12 +101,12 @@ def _describe_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, 
     if len(tokenizer) > vocab_size:
         raise CourseError(f"The tokenizer has {len(tokenizer):,} tokens and the model {vocab_size:,}: {ELSE}.")
     tokens = [f"[PAD{i}]" for i in range(vocab_size)]
-    kinds = [UNUSED] * vocab_size
+    kinds = [TokenType.UNUSED] * vocab_size
     for token, i in bpe["vocab"].items():
-        tokens[i], kinds[i] = token, NORMAL
+        tokens[i], kinds[i] = token, TokenType.NORMAL
     for added in parts["added_tokens"]:
         tokens[added["id"]] = added["content"]
-        kinds[added["id"]] = CONTROL if added["special"] else USER_DEFINED
+        kinds[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(cut)
     writer.add_token_list(tokens)
@@ -146,6 +144,7 @@ def _tensors(folder: Path, config: LlamaConfig) -> Iterator[tuple[str, torch.Ten
     """Yield llama.cpp's name and numbers of every weight in the folder's safetensors files."""
     import torch
     from gguf import MODEL_ARCH, get_tensor_name_map
+    from safetensors import safe_open
     from transformers import LlamaForCausalLM
 
     names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
@@ -155,7 +154,7 @@ def _tensors(folder: Path, config: LlamaConfig) -> Iterator[tuple[str, torch.Ten
         del shapes["lm_head.weight"]
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for path in sorted(folder.glob("*.safetensors")):
-        with _opened(path) as weights:
+        with safe_open(path, framework="pt") as weights:
             for key in weights.keys():  # noqa: SIM118  a file, not a mapping
                 tensor = weights.get_tensor(key)
                 if key == "lm_head.weight" and config.tie_word_embeddings:
@@ -175,19 +174,9 @@ def _tensors(folder: Path, config: LlamaConfig) -> Iterator[tuple[str, torch.Ten
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
         stretched, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
-        size = _head_size(config)
-        plain = config.rope_parameters["rope_theta"] ** -(torch.arange(0, size, 2, dtype=torch.float32) / size)
+        halves = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+        plain = config.rope_parameters["rope_theta"] ** -halves
         yield "rope_freqs.weight", plain / stretched
-
-
-def _opened(path: Path) -> Any:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise CourseError(f"{path.name} of {path.parent.name!r} cannot be read ({error}): write the model again with "
-                          "save_merged.") from error
 
 
 def _as_numpy(tensor: torch.Tensor) -> tuple[Any, Any]:

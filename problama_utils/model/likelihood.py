@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 TOKENS_AT_ONCE = 3072  # upper bound of a batch's tree nodes; larger ones are no faster on a CPU and take more memory
 HEAD_ROWS = 256  # rows of logits held at once: 50 MB in fp32 for a vocabulary of 49,152
+PADDED_ROWS = 32  # rows of a padded batch
 
 Pair = tuple[list[int], list[int]]  # token ids of context and continuation
 
@@ -34,58 +35,31 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, context: str, continuation: 
     """
     if not context.strip():
         raise ValueError("The context is empty: there is nothing to predict the continuation from.")
-    bare = context.rstrip()
-    whole = encode_text(tokenizer, context + continuation)
-    head = encode_text(tokenizer, bare)
+    # with the tokenizer's own beginning-of-sequence token unless the text already has it
+    begins = bool(tokenizer.bos_token) and context.startswith(tokenizer.bos_token)
+    whole, head = (tokenizer(text, add_special_tokens=not begins)["input_ids"]
+                   for text in (context + continuation, context.rstrip()))
     return head, whole[len(head) :]
 
 
-def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return token ids, with the tokenizer's own beginning-of-sequence token unless the text already has it."""
-    begins = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
-    return tokenizer(text, add_special_tokens=not begins)["input_ids"]
-
-
 def text_log_likelihoods(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[tuple[str, str]],
-    *,
-    tokens_at_once: int = TOKENS_AT_ONCE,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]
 ) -> list[float]:
     """Return log p(continuation | context) in nats for each `(context, continuation)` pair, summed over its tokens.
 
-    Args:
-        model: policy; left in evaluation mode.
-        tokenizer: the model's.
-        pairs: N texts with their continuations; those with one context share its computation.
-        tokens_at_once: bounds a batch, in tokens that are computed.
-
-    Returns:
-        N sums, in order.
-
-    Raises:
-        CourseError: a sum is no finite number, so the model's weights are broken.
-    """
-    encoded = [encode_pair(tokenizer, context, continuation) for context, continuation in pairs]
-    return token_log_likelihoods(model, encoded, tokens_at_once=tokens_at_once)
-
-
-def token_log_likelihoods(
-    model: PreTrainedModel, pairs: Sequence[Pair], *, tokens_at_once: int = TOKENS_AT_ONCE
-) -> list[float]:
-    """As `text_log_likelihoods`, for token ids.
+    Pairs with one context share its computation. The model is left in evaluation mode.
 
     Raises:
         CourseError: a sum is no finite number, so the model's weights are broken.
     """
     import torch
 
+    encoded = [encode_pair(tokenizer, context, continuation) for context, continuation in pairs]
     model.eval()
     parts = llama_for_cpu(model)
     scores = [0.0] * len(pairs)
-    for rows in _batches(pairs, tokens_at_once):
-        batch = [pairs[row] for row in rows]
+    for rows in _batches(encoded):
+        batch = [encoded[row] for row in rows]
         with torch.inference_mode():
             found = _padded_scores(model, batch) if parts is None else _tree_scores(parts, batch)
         for row, score in zip(rows, found, strict=True):
@@ -126,7 +100,7 @@ def likeliest(scores: Sequence[float]) -> int:
     return max(range(len(scores)), key=lambda index: (scores[index], -index))
 
 
-def _batches(pairs: Sequence[Pair], tokens_at_once: int) -> Iterator[list[int]]:
+def _batches(pairs: Sequence[Pair]) -> Iterator[list[int]]:
     """Cut the pairs into batches of similar length, those of one context side by side."""
     order = sorted(range(len(pairs)), key=lambda row: (len(pairs[row][0]), pairs[row][0], len(pairs[row][1])))
     batch: list[int] = []
@@ -134,7 +108,7 @@ def _batches(pairs: Sequence[Pair], tokens_at_once: int) -> Iterator[list[int]]:
     for row in order:
         context, continuation = pairs[row]
         new = len(continuation) + (len(context) if context != previous else 0)
-        if batch and filled + new > tokens_at_once and context != previous:
+        if batch and filled + new > TOKENS_AT_ONCE and context != previous:
             yield batch
             batch, filled = [], 0
         batch.append(row)
@@ -163,9 +137,7 @@ def _tree_scores(parts, batch: Sequence[Pair]) -> list[float]:
     return sums.tolist()
 
 
-def _target_logprobs(
-    head, rows_RD: torch.Tensor, row_of_C: torch.Tensor, targets_C: torch.Tensor
-) -> torch.Tensor:
+def _target_logprobs(head, rows_RD: torch.Tensor, row_of_C: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
     """Return log p of C target tokens, each predicted by one of R hidden states; softmax in fp32."""
     import torch
 
@@ -178,13 +150,13 @@ def _target_logprobs(
     return logprobs
 
 
-def _padded_scores(model: PreTrainedModel, batch: Sequence[Pair], rows_at_once: int = 32) -> list[float]:
+def _padded_scores(model: PreTrainedModel, batch: Sequence[Pair]) -> list[float]:
     """Score a batch row by row of a padded matrix, through the model's own forward pass."""
     import torch
 
     scores = []
-    for start in range(0, len(batch), rows_at_once):
-        rows = batch[start : start + rows_at_once]
+    for start in range(0, len(batch), PADDED_ROWS):
+        rows = batch[start : start + PADDED_ROWS]
         width = max(len(context) + len(continuation) for context, continuation in rows)
         ids = torch.zeros(len(rows), width, dtype=torch.long)
         for row, (context, continuation) in enumerate(rows):  # right padding: causal attention never looks there

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from problama_utils import CourseError
 from problama_utils.config import Profile, cache_dir
 from problama_utils.model.adapters import KEY_MAPPING, adapter_folder, check_adapter
-from problama_utils.model.weights import embedded_model_dir, quiet_transformers
+from problama_utils.model.weights import embedded_model_dir, first_line, quiet_transformers
 from problama_utils.setup.gpu import GPU_LOCK, samples_with_vllm
 from problama_utils.setup.hub import (
     chosen_name,
@@ -28,6 +28,7 @@ from problama_utils.setup.hub import (
     shows_token,
 )
 from problama_utils.setup.install import installed_version
+from problama_utils.setup.machine import model_here
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +36,7 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPE_VARIABLE = "PROBLAMA_DTYPE"
-DTYPES = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16",
-          "float16": "float16", "fp16": "float16"}
+SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def model_source(profile: Profile) -> str:
@@ -46,11 +46,7 @@ def model_source(profile: Profile) -> str:
 
 
 def load_policy(profile: Profile, *, seed: int | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return `(model, tokenizer)`, ready for `attach_lora` or for generation.
-
-    Args:
-        profile: decides the weights, 4-bit or not, and the backend (unsloth or transformers).
-        seed: seeds torch before loading, so that what follows is repeatable; None leaves the generators alone.
+    """Return `(model, tokenizer)`, ready for `attach_lora` or for generation; a `seed` makes what follows repeatable.
 
     Raises:
         CourseError: the weights cannot be had (gated: the message names the switch), or the backend is missing.
@@ -66,23 +62,21 @@ def load_policy(profile: Profile, *, seed: int | None = None) -> tuple[PreTraine
         raise CourseError(trouble)
     refused = None
     try:
-        with nullcontext() if _is_fetched(source) else quiet_transformers():  # gigabytes deserve a bar
+        with quiet_transformers() if model_here(source) else nullcontext():  # gigabytes to fetch deserve a bar
             model, tokenizer = load(profile, source)
     except Exception as error:  # each library wraps the hub's 401 or 403 in an error of its own
         if status := refusal(error):
             refused = CourseError(refusal_sentence(source, status))
         elif shows_token(error):
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            refused = CourseError(scrubbed(f"The model {source!r} could not be loaded ({reason}): check its name "
-                                           "(PROBLAMA_MODEL) and your token, or set PROBLAMA_PROFILE=cpu."))
+            refused = CourseError(scrubbed(f"The model {source!r} could not be loaded ({first_line(error)}): check its "
+                                           "name (PROBLAMA_MODEL) and your token, or set PROBLAMA_PROFILE=cpu."))
         else:
             raise
     if refused:  # raised out here, since a chained traceback would print what a hub echoes, a token included
         raise refused
-    # The embedded model's files have just been compared with their checksums; others may hold anything.
     from problama_utils.engine.layers import first_broken_weight  # late: unsloth comes first
 
-    if chosen_name(profile) != "embedded" and (broken := first_broken_weight(model)):
+    if chosen_name(profile) != "embedded" and (broken := first_broken_weight(model)):  # that one has just been checked
         raise CourseError(f"The model {source!r} holds NaN or infinite values in its weight {broken!r}: fetch or save "
                           "it again, or name another in PROBLAMA_MODEL.")
     # Generation continues a prompt at its right end, so padding goes to the left. Saved tokenizers forget this.
@@ -93,24 +87,17 @@ def load_policy(profile: Profile, *, seed: int | None = None) -> tuple[PreTraine
     return model, tokenizer
 
 
-def _is_fetched(source: str) -> bool:
-    """Tell whether loading will fetch a model from the hub first."""
-    from problama_utils.setup.machine import model_here
-
-    return on_hub(source) and not model_here(source)
-
-
 def import_backend(profile: Profile) -> None:
     """Import unsloth where the profile loads with it: it patches transformers and TRL, so it has to come before them.
 
-    The code that it generates goes into the course's cache, not into the reader's folder. `load_policy` calls this
-    itself; a notebook that uses transformers before it loads the policy calls it first.
+    `load_policy` calls this itself; a notebook that uses transformers before it loads the policy calls it first.
 
     Raises:
         CourseError: unsloth cannot be imported.
     """
     if profile.backend != "unsloth":
         return
+    # the code that it generates belongs into the course's cache, not into the reader's folder
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_dir() / "unsloth_compiled_cache"))
     try:
         import unsloth  # noqa: F401
@@ -136,8 +123,7 @@ def _load_with_unsloth(profile: Profile, source: str) -> tuple[Any, Any]:
     except ImportError as error:
         if not samples_with_vllm(profile):
             raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CourseError(f"vLLM {installed_version('vllm')} is installed but cannot be loaded ({reason[:200]}): "
+        raise CourseError(f"vLLM {installed_version('vllm')} is installed but cannot be loaded ({first_line(error):.200}): "
                           f"install {GPU_LOCK} into a fresh environment, or remove vLLM (`pip uninstall vllm`), and "
                           "unsloth's own `generate` samples instead.") from error
 
@@ -152,9 +138,8 @@ def _load_with_transformers(profile: Profile, source: str) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(source, **options)
     except OSError as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise CourseError(f"No model could be read from {source!r} ({first_line}). PROBLAMA_MODEL takes a local folder "
-                          "or a hub id; unset it to use the embedded model.") from error
+        raise CourseError(f"No model could be read from {source!r} ({first_line(error)}). PROBLAMA_MODEL takes a local "
+                          "folder or a hub id; unset it to use the embedded model.") from error
     if profile.load_in_4bit:
         from problama_utils.model.quantisation import keep_differentiable
 
@@ -173,53 +158,39 @@ def nf4_config(profile: Profile) -> BitsAndBytesConfig:
 def compute_dtype(profile: Profile | None = None) -> torch.dtype:
     """Return the type that matrices are multiplied in: PROBLAMA_DTYPE, else what the hardware does natively.
 
-    Without PROBLAMA_DTYPE (float32, bfloat16 or float16) it is bf16 where the processor or card multiplies it natively,
-    else fp32 (CPU) or fp16 (GPU). `torch.cuda.is_bf16_supported()` answers True on a T4, where bf16 is emulated: the
-    compute capability decides. A profile that uses no GPU computes on the CPU with any card; None asks for
-    this machine's own.
+    That is bf16 where the processor or card multiplies it natively, else fp32 (CPU) or fp16 (GPU).
+    `torch.cuda.is_bf16_supported()` answers True on a T4, where bf16 is emulated: the compute capability decides. A
+    profile that uses no GPU computes on the CPU with any card; None asks for this machine's own.
 
     Raises:
-        CourseError: PROBLAMA_DTYPE names no such type, or float16 for a CPU.
+        CourseError: PROBLAMA_DTYPE names no such type, or float16 for a CPU, on which its training overflows.
     """
     import torch
 
     on_card = torch.cuda.is_available() and (profile is None or profile.uses_gpu)
     wanted = os.environ.get(DTYPE_VARIABLE, "").strip().lower().removeprefix("torch.")
+    wanted = SHORT.get(wanted, wanted)
+    possible = ["float32", "bfloat16", *(["float16"] if on_card else [])]
+    if wanted in possible:
+        return getattr(torch, wanted)
     if wanted:
-        if wanted not in DTYPES:
-            raise CourseError(f"{DTYPE_VARIABLE} = {wanted!r}, expected float32, bfloat16 or float16 (or fp32, bf16, "
-                              "fp16): unset it for what suits this machine.")
-        if DTYPES[wanted] == "float16" and not on_card:
-            raise CourseError(f"{DTYPE_VARIABLE} = {wanted!r}, but there is no GPU here and on a CPU training in "
-                              "float16 overflows: use float32 or bfloat16, or unset it.")
-        return getattr(torch, DTYPES[wanted])
+        raise CourseError(f"{DTYPE_VARIABLE} = {wanted!r}, expected {' or '.join(possible)} on this "
+                          f"{'card' if on_card else 'CPU'}: choose one, or unset it for what suits this machine.")
     if on_card:
         return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
-    return torch.bfloat16 if _cpu_multiplies_bf16() else torch.float32
-
-
-def _cpu_multiplies_bf16() -> bool:
-    """Ask torch's probes, which are private: one that is gone or fails counts as a no, since fp32 runs everywhere."""
-    import torch
-
+    # torch's own probes are private: one that is gone or fails counts as a no, since fp32 runs everywhere
     for probe in ("_is_avx512_bf16_supported", "_is_amx_bf16_supported", "_is_amx_tile_supported"):
-        try:
+        with suppress(AttributeError, TypeError, RuntimeError):
             if getattr(torch.cpu, probe)():
-                return True
-        except (AttributeError, TypeError, RuntimeError):
-            continue
-    return False
+                return torch.bfloat16
+    return torch.float32
 
 
 def attach_lora(model: PreTrainedModel, profile: Profile, *, seed: int | None = None) -> PreTrainedModel:
     """Return the model with a fresh LoRA adapter on the profile's target modules; only the adapter is trainable.
 
-    B starts at zero, so the adapted policy begins exactly at the reference policy (arXiv:2106.09685, section 4.1).
-
-    Args:
-        model: from `load_policy`.
-        profile: rank, scale and target modules (`profile.lora`).
-        seed: of A's random entries; None takes `profile.lora.random_state`.
+    B starts at zero, so the adapted policy begins exactly at the reference policy (arXiv:2106.09685, section 4.1). A
+    is drawn with `seed`, else with `profile.lora.random_state`.
     """
     lora = profile.lora
     seed = lora.random_state if seed is None else seed
@@ -240,17 +211,12 @@ def attach_lora(model: PreTrainedModel, profile: Profile, *, seed: int | None = 
     if profile.load_in_4bit:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=bool(lora.use_gradient_checkpointing))
     set_seed(seed)
-    targets = list(lora.target_modules)
-    shape = LoraConfig(r=lora.r, lora_alpha=lora.lora_alpha, target_modules=targets, task_type="CAUSAL_LM")
-    return get_peft_model(model, shape)
+    return get_peft_model(model, LoraConfig(r=lora.r, lora_alpha=lora.lora_alpha, task_type="CAUSAL_LM",
+                                            target_modules=list(lora.target_modules)))
 
 
 def load_adapter(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
-    """Return the model with the adapter saved in `folder` (safetensors) on top, frozen, for evaluation.
-
-    Raises:
-        CourseError: the folder holds no adapter, a broken one, or one made for another architecture (`model.adapters`).
-    """
+    """Return the model with the adapter saved in `folder` on top, frozen; see `load_adapters`."""
     return load_adapters(model, {"default": folder})
 
 
@@ -261,11 +227,11 @@ def load_adapters(model: PreTrainedModel, folders: Mapping[str, str | Path]) -> 
 
     Args:
         model: the bare base model, from `load_policy`.
-        folders: name → folder of its adapter.
+        folders: name → folder of its adapter (safetensors).
 
     Raises:
-        CourseError: no folder at all, a name that peft cannot take, or an adapter that `load_adapter` would refuse;
-            all are checked before the first is loaded.
+        CourseError: no folder at all, a name that peft cannot take, or an adapter that is missing, broken or made for
+            another architecture (`model.adapters`); all are checked before the first is loaded.
     """
     from peft import PeftModel
 
@@ -285,9 +251,8 @@ def load_adapters(model: PreTrainedModel, folders: Mapping[str, str | Path]) -> 
         for name, place in others:
             tuned.load_adapter(str(place), adapter_name=name, key_mapping=KEY_MAPPING)
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CourseError(f"The adapter in {place.name!r} does not fit this model ({first_line}): load the base model "
-                          "that it was trained on.") from error
+        raise CourseError(f"The adapter in {place.name!r} does not fit this model ({first_line(error)}): load the base "
+                          "model that it was trained on.") from error
     return tuned
 
 

@@ -11,11 +11,7 @@ MANIFEST = "manifest.json"
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hex.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+    """Return the SHA-256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -41,12 +37,11 @@ def write_manifest(folder: Path, **about: str) -> None:
 
 
 def damaged_files(folder: Path) -> list[str]:
-    """Return the names of the files in `folder` that are missing or differ from its manifest (empty = sound).
-
-    A manifest that is missing, cannot be read or lists nothing is itself what is damaged.
+    """Return the files in `folder` that are missing or differ from its manifest (empty = sound), or the manifest
+    itself where it is missing, cannot be read or lists nothing.
     """
     try:
         sums = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return [MANIFEST]
+        sums = {}
     return [name for name, expected in sums.items() if not has_sha256(folder / name, expected)] if sums else [MANIFEST]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 METHODS, REGIMES = ("ppo", "grpo"), ("full", "lora", "qlora")
 NF4_BITS = 4.0 + 0.127
 GIB = 1024**3
@@ -38,14 +37,8 @@ class Architecture:
         """(inputs, outputs) of each projection in one layer."""
         hidden, inner = self.hidden_size, self.intermediate_size
         kv = hidden // self.num_attention_heads * self.num_key_value_heads
-        return dict(
-            zip(
-                PROJECTIONS,
-                [(hidden, hidden), (hidden, kv), (hidden, kv), (hidden, hidden)]
-                + [(hidden, inner), (hidden, inner), (inner, hidden)],
-                strict=True,
-            )
-        )
+        return {"q_proj": (hidden, hidden), "k_proj": (hidden, kv), "v_proj": (hidden, kv), "o_proj": (hidden, hidden),
+                "gate_proj": (hidden, inner), "up_proj": (hidden, inner), "down_proj": (inner, hidden)}
 
     @property
     def projection_parameters(self) -> int:
@@ -89,22 +82,21 @@ def training_bytes(
     model: Architecture, method: str, regime: str, rank: int = 64, share_base: bool = False, adam_bytes: float = 8,
     peft_path: bool = False,
 ) -> dict[str, int]:
-    """Bytes that training keeps, by part.
+    """Bytes that training keeps, by part: "policy", "reference", "value", "gradients", "Adam" (and master weights).
+
+    Under LoRA the reference is the policy with its adapters switched off and costs nothing (`peft_path` apart).
 
     Args:
         model: the policy's architecture; the value model has the same one with a head of one output.
         method: "ppo" (with value model) or "grpo" (without).
         regime: "full" fine-tuning, "lora" on a bf16 base, "qlora" on an NF4 base.
         rank: r of LoRA.
-        share_base: PPO with adapters may hang the value model's adapters on the policy's frozen base instead of
-            loading a second one.
+        share_base: PPO's value model hangs its adapters on the policy's frozen base instead of loading a second one.
         adam_bytes: of the two moments of a trained adapter number; `ADAM_BYTES` has them by optimiser.
         peft_path: count what transformers + peft + TRL really keep under "qlora": `prepare_model_for_kbit_training`
             turns embedding, norms and head to fp32, and TRL copies the adapter's start as the reference policy.
             False counts QLoRA as its paper and unsloth keep it, with both parts in bf16 and no copy.
-    Returns:
-        Bytes of "policy", "reference", "value", "gradients" and "Adam" (moments, and master weights if any).
-        Under LoRA the reference is the policy with its adapters switched off and costs nothing (`peft_path` apart).
+
     Raises:
         ValueError: for an unknown method or regime.
     """
@@ -121,23 +113,18 @@ def training_bytes(
             "Adam": 12 * trained,
         }
     adapter, value_head = model.lora_parameters(rank), model.hidden_size
-    base, value_base = (_base_bytes(n, model, regime) for n in (model.parameters, model.value_parameters - value_head))
     trained = adapter + (adapter + value_head if ppo else 0)
-    upcast = 2 * (model.parameters - model.projection_parameters) if peft_path and regime == "qlora" else 0
+    base, others = 2 * model.parameters, model.parameters - model.projection_parameters
+    if regime == "qlora":
+        base = round(model.projection_parameters * NF4_BITS / 8) + 2 * others
+    value_base = 0 if share_base else base - 2 * model.head_parameters
     return {
-        "policy": base + upcast + 4 * adapter,
+        "policy": base + 4 * adapter + (2 * others if peft_path and regime == "qlora" else 0),
         "reference": 4 * adapter if peft_path else 0,
-        "value": (0 if share_base else value_base) + 4 * (adapter + value_head) if ppo else 0,
+        "value": value_base + 4 * (adapter + value_head) if ppo else 0,
         "gradients": 4 * trained,
         "Adam": round(adam_bytes * trained),
     }
-
-
-def _base_bytes(parameters: int, model: Architecture, regime: str) -> int:
-    """Bytes of frozen weights: bf16, or NF4 on the projections and bf16 on the rest."""
-    if regime == "lora":
-        return 2 * parameters
-    return round(model.projection_parameters * NF4_BITS / 8) + 2 * (parameters - model.projection_parameters)
 
 
 def memory_table(model: Architecture, rank: int = 64) -> list[dict[str, object]]:
@@ -146,9 +133,6 @@ def memory_table(model: Architecture, rank: int = 64) -> list[dict[str, object]]
     for regime in REGIMES:
         for method in METHODS:
             parts = training_bytes(model, method, regime, rank)
-            rows.append(
-                {"regime": regime, "method": method}
-                | {name: size / GIB for name, size in parts.items()}
-                | {"total": sum(parts.values()) / GIB}
-            )
+            parts["total"] = sum(parts.values())
+            rows.append({"regime": regime, "method": method} | {name: size / GIB for name, size in parts.items()})
     return rows

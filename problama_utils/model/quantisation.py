@@ -23,14 +23,9 @@ NF4_TAIL = 0.9677083  # 1 − (1/30 + 1/32) / 2: how far out the outermost quant
 def normal_float_code(tail: float = NF4_TAIL) -> Tensor:
     """Return the 16 values of NF4, ascending from −1 to 1, with an exact 0.
 
-    Eight quantiles of N(0, 1) above zero and seven below, each half spaced evenly in probability between `tail` and
-    one half, then zero; all divided by the largest, so that they span [−1, 1] (arXiv:2305.14314, section 3, eq. 4).
-
-    Args:
-        tail: probability of the outermost quantile, above one half and below 1.
-
-    Returns:
-        fp32, shape (16,).
+    Eight quantiles of N(0, 1) above zero and seven below, each half spaced evenly in probability between `tail` (above
+    one half, below 1) and one half, then zero; all divided by the largest, so that they span [−1, 1]
+    (arXiv:2305.14314, section 3, eq. 4). fp32.
 
     >>> [round(value, 4) for value in normal_float_code()[6:10].tolist()]
     [-0.0911, 0.0, 0.0796, 0.1609]
@@ -76,7 +71,7 @@ class Scales:
 
     def absmax(self) -> Tensor:
         """Return the absmax values in fp32, shape (blocks,)."""
-        if self.second_scales is None or self.offset is None:
+        if self.second_scales is None:
             return self.values
         steps = _blocks(dynamic_code()[self.values.long()], SECOND_BLOCK) * self.second_scales[:, None]
         return steps.reshape(-1)[: self.values.numel()] + self.offset
@@ -109,9 +104,6 @@ def quantise(weights: Tensor, code: Tensor, *, block_size: int = BLOCK, double: 
         block_size: numbers that share one absmax.
         double: quantise the absmax values to 8 bits as well (double quantisation).
 
-    Returns:
-        Indices, scales and what `dequantise` needs to know.
-
     Raises:
         ValueError: the code has more than 16 values, the block size is not positive, or a weight is not finite.
     """
@@ -139,8 +131,8 @@ def dequantise(quantised: Quantised) -> Tensor:
 def double_quantise(absmax: Tensor) -> Scales:
     """Quantise absmax values to 8 bits: take off their mean, then round to the dynamic code in blocks of 256.
 
-    bitsandbytes' CPU kernel looks the index up in a table, after rounding the scaled value to one of 65,536 steps; its
-    GPU kernel searches exactly. The two differ for about one absmax in a thousand, and so would we without the steps.
+    As bitsandbytes' CPU kernel, it rounds the scaled value to one of 65,536 steps first; the GPU kernel searches
+    exactly, and differs for about one absmax in a thousand.
     """
     offset = absmax.mean()
     blocks = _blocks(absmax - offset, SECOND_BLOCK)
@@ -174,9 +166,7 @@ def unpack(packed: Tensor, numbers: int) -> Tensor:
 def bits_per_weight(block_size: int = BLOCK, second_block: int = 0) -> float:
     """Return the storage per weight in bits: 4 for the index, plus the weight's share of the scales.
 
-    Args:
-        block_size: weights per absmax.
-        second_block: absmax values per second scale; 0 keeps each absmax in fp32 (no double quantisation).
+    `second_block` absmax values share a second scale; 0 keeps each absmax in fp32 (no double quantisation).
 
     >>> bits_per_weight(64), bits_per_weight(64, 256)
     (4.5, 4.126953125)

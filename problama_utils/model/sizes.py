@@ -1,12 +1,12 @@
 """How many parameters a Llama has and how many bytes they take, counted without its weights.
 
 torch's `meta` device knows the shape of every tensor and stores none, so an 8-billion-parameter model is built in a
-second on any laptop, by the very classes that would hold its weights. `model.memory` counts the same from
-five formulas.
+second on any laptop, by the very classes that would hold its weights. `model.memory` counts the same by formulas.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from problama_utils.config import SEVEN_PROJECTIONS
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedModel
 
 FORMATS = ("fp32", "bf16", "int8", "NF4")
+KINDS = {"lora_": "adapter", "embed_tokens": "embedding", "lm_head": "head",
+         **{name: name for name in SEVEN_PROJECTIONS}}  # part of a parameter's name → its kind  # fmt: skip
 
 
 def build_on_meta(architecture: Architecture) -> LlamaForCausalLM:
@@ -25,17 +27,8 @@ def build_on_meta(architecture: Architecture) -> LlamaForCausalLM:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=architecture.vocab_size,
-        hidden_size=architecture.hidden_size,
-        intermediate_size=architecture.intermediate_size,
-        num_hidden_layers=architecture.num_hidden_layers,
-        num_attention_heads=architecture.num_attention_heads,
-        num_key_value_heads=architecture.num_key_value_heads,
-        tie_word_embeddings=architecture.tie_word_embeddings,
-    )
     with torch.device("meta"):
-        return LlamaForCausalLM(config)
+        return LlamaForCausalLM(LlamaConfig(**asdict(architecture)))
 
 
 def with_adapter(model: PreTrainedModel, rank: int, targets: tuple[str, ...] = SEVEN_PROJECTIONS) -> nn.Module:
@@ -53,18 +46,9 @@ def count_by_kind(model: nn.Module) -> dict[str, int]:
     """
     counts = dict.fromkeys(("embedding", *SEVEN_PROJECTIONS, "norms", "head", "adapter"), 0)
     for name, weight in model.named_parameters():
-        counts[_kind(name)] += logical_size(weight)
+        kind = next((kind for part, kind in KINDS.items() if part in name), "norms")
+        counts[kind] += logical_size(weight)
     return {**counts, "total": sum(counts.values())}
-
-
-def _kind(name: str) -> str:
-    if "lora_" in name:
-        return "adapter"
-    if "embed_tokens" in name:
-        return "embedding"
-    if "lm_head" in name:
-        return "head"
-    return next((projection for projection in SEVEN_PROJECTIONS if projection in name), "norms")
 
 
 def logical_size(weight: nn.Parameter) -> int:
@@ -78,9 +62,9 @@ def held_bytes(model: nn.Module) -> int:
     tensors = [*model.parameters(), *model.buffers()]
     for weight in model.parameters():
         state = getattr(weight, "quant_state", None)
-        if state is not None:
-            second = [state.state2.absmax] if getattr(state, "state2", None) is not None else []
-            tensors += [state.absmax, *second]
+        while state is not None:
+            tensors.append(state.absmax)
+            state = getattr(state, "state2", None)  # of the scales themselves
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
@@ -95,13 +79,14 @@ def weight_bytes(architecture: Architecture, form: str) -> int:
     """
     if form not in FORMATS:
         raise ValueError(f"There is no format {form!r}: choose one of {', '.join(FORMATS)}.")
-    if form in ("fp32", "bf16"):
-        return architecture.parameters * (4 if form == "fp32" else 2)
-    rest = 2 * (architecture.parameters - architecture.projection_parameters)
-    if form == "int8":
-        rows = architecture.num_hidden_layers * sum(outputs for _, outputs in architecture.shapes().values())
-        return architecture.projection_parameters + 4 * rows + rest
-    return round(architecture.projection_parameters * bits_per_weight(BLOCK, SECOND_BLOCK) / 8) + rest
+    everything, projections = architecture.parameters, architecture.projection_parameters
+    rows = architecture.num_hidden_layers * sum(outputs for _, outputs in architecture.shapes().values())
+    return {
+        "fp32": 4 * everything,
+        "bf16": 2 * everything,
+        "int8": projections + 4 * rows + 2 * (everything - projections),
+        "NF4": round(projections * bits_per_weight(BLOCK, SECOND_BLOCK) / 8) + 2 * (everything - projections),
+    }[form]
 
 
 def kv_cache_bytes(architecture: Architecture, sequences: int, tokens: int) -> int:

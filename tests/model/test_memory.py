@@ -6,7 +6,6 @@ from problama_utils.model.memory import (
     GIB,
     LLAMA_3_1_8B,
     METHODS,
-    PROJECTIONS,
     REGIMES,
     SMOLLM2_135M,
     memory_table,
@@ -32,7 +31,7 @@ def test_lora_parameters_equal_those_that_peft_trains():
     peft = pytest.importorskip("peft")
     import torch
 
-    config = peft.LoraConfig(r=64, target_modules=list(PROJECTIONS), task_type="CAUSAL_LM")
+    config = peft.LoraConfig(r=64, target_modules=list(LLAMA_3_1_8B.shapes()), task_type="CAUSAL_LM")
     with torch.device("meta"):
         adapted = peft.get_peft_model(real_model(LLAMA_3_1_8B), config)
     trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
