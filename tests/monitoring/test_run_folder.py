@@ -396,8 +396,8 @@ def test_damaged_rows_are_dropped_when_a_run_goes_on(text, tmp_path):
     good = b'{"step": 1, "completion": "\xc3\xa9"}\n'
     (tmp_path / "completions.jsonl").write_bytes(good + text)
     (tmp_path / "heldout.csv").write_bytes(b"step,right\n1,2\n9,3\n" + text)
-    run_folder.rewind(tmp_path, 2)
-    lines = run_folder.read_lines(tmp_path / "completions.jsonl")
+    run_folder.go_on(tmp_path, 2, PLAN)
+    lines = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text(encoding="utf-8").splitlines()]
     assert lines[0]["completion"] == "é" and all(line["step"] == 1 for line in lines)
     assert [row["step"] for row in run_folder.read_table(tmp_path / "heldout.csv")] == ["1"]
 
