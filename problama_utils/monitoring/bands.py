@@ -72,7 +72,7 @@ def draw_band(ax: Axes, logs: Sequence[pd.DataFrame], metric: str, *, window: in
     curves = [smooth(column(log, metric), window) for log in logs]
     for number, curve in enumerate(curves[1:], start=2):
         if list(curve.index) != list(curves[0].index):
-            raise CourseError(f"Log {number} has {metric!r} at other steps than log 1: a band needs runs of the same steps.")
+            raise CourseError(f"Log {number} has {metric!r} at other steps than log 1: a band needs the same steps.")
     mean, half = band([curve.to_list() for curve in curves])
     for curve in curves:
         ax.plot(curve.index, curve, color="0.65", linewidth=0.8)

@@ -96,7 +96,7 @@ def test_a_second_ctrl_c_interrupts_at_once_and_the_first_handler_returns():
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), checkpoints.stop_on_interrupt() as stop:
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.asked
+        assert stop.is_set()
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
 
