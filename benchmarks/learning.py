@@ -53,14 +53,14 @@ def measure(task: str, root: Path) -> list[dict[str, Any]]:
     """Return one row per measure: means before and after over the seeds, the gain with its SE, interval, verdict."""
     folders = sorted(path for path in root.glob(f"{task}-*") if (path / "items.csv").exists())
     first, last = (np.array(side) for side in zip(*(reward_gain(folder) for folder in folders), strict=True))
-    gain = difference_over_seeds(last.tolist(), first.tolist(), paired=True)
+    gain = difference_over_seeds((last - first).tolist())
     rows = [{"measure": "total", "before": first.mean(), "after": last.mean(), "seeds": len(folders), "gain": gain,
              "per_seed": (last - first).round(2).tolist(), "clear": abs(gain.ratio) > 2}]
     items = [read_items(folder) for folder in folders]
     for name, how, good in (("format", "sampled", ["right", "wrong"]), ("accuracy", "greedy", ["right"])):
         before_SQ = np.array([np.isin(item[f"{how}_before"], good) for item in items], dtype=float)
         after_SQ = np.array([np.isin(item[f"{how}_after"], good) for item in items], dtype=float)
-        gain = difference_over_seeds(after_SQ.mean(1).tolist(), before_SQ.mean(1).tolist(), paired=True)
+        gain = difference_over_seeds((after_SQ.mean(1) - before_SQ.mean(1)).tolist())
         both = two_level_interval(after_SQ - before_SQ)
         rows.append({"measure": name, "before": before_SQ.mean(), "after": after_SQ.mean(), "seeds": len(folders),
                      "gain": gain, "low": both.low, "high": both.high,

@@ -13,7 +13,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 KEY = ("policy", "system", "id")
 COLUMNS = (*KEY, "prompt_hash", "right", "strict", "lenient", "chosen", "chosen_norm", "scores", "completion")
+HEADER = ",".join(COLUMNS).encode()
 
 
 def prompt_hash(*texts: str) -> str:
@@ -39,33 +40,26 @@ def prompt_hash(*texts: str) -> str:
 
 
 class RecordFile:
-    """A CSV of records that survives being killed.
-
-    Args:
-        path: the file; made with its header where it is missing.
-        columns: its columns, the key's first.
+    """A CSV of records that survives being killed; made with its header where it is missing.
 
     Raises:
         CourseError: the file is not one of ours, or is damaged elsewhere than in its last line.
     """
 
-    def __init__(self, path: str | Path, columns: Sequence[str] = COLUMNS):
-        self.path, self.columns = Path(path), tuple(columns)
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
         self.hashes: dict[tuple[str, ...], str] = {}  # key → hash of what was read, of every record that is there
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not self.path.exists():
-            self._write(_lines([self.columns]), "wb")
-            return
-        for row in self.rows():
-            self.hashes[tuple(row[name] for name in KEY)] = row["prompt_hash"]
+        if self.path.exists():
+            self._remember(self.rows())
+        else:
+            self._write(HEADER + b"\n", "wb")
 
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Add records, in one write that reaches the disk before this returns."""
-        rows = [[_text(record[name]) for name in self.columns] for record in records]
+        rows = [{name: _text(record[name]) for name in COLUMNS} for record in records]
         self._write(_lines(rows), "ab")
-        for row in rows:
-            found = dict(zip(self.columns, row, strict=True))
-            self.hashes[tuple(found[name] for name in KEY)] = found["prompt_hash"]
+        self._remember(rows)
 
     def has(self, record: Mapping[str, Any]) -> bool:
         """Tell whether the question has been measured.
@@ -75,10 +69,12 @@ class RecordFile:
         """
         before = self.hashes.get(tuple(_text(record[name]) for name in KEY))
         if before is not None and before != record["prompt_hash"]:
-            raise CourseError(f"{self.path.name} has question {record['id']!r} with another prompt (hash {before}, now "
-                              f"{record['prompt_hash']}): the data or the prompts have changed since. Move the file "
-                              "away, or name another folder to write to.")
+            raise CourseError(f"{self.path.name} has question {record['id']!r} with another prompt: the data or the "
+                              "prompts have changed since. Move the file away, or name another folder to write to.")
         return before is not None
+
+    def _remember(self, rows: Iterable[Mapping[str, str]]) -> None:
+        self.hashes |= {tuple(row[name] for name in KEY): row["prompt_hash"] for row in rows}
 
     def _write(self, data: bytes, mode: str) -> None:
         with self.path.open(mode) as file:
@@ -88,26 +84,10 @@ class RecordFile:
 
     def rows(self) -> list[dict[str, str]]:
         """Return the rows that are there, as they are in the file; a damaged last line is dropped from it."""
-        content, header = self.path.read_bytes(), ",".join(self.columns).encode()
-        if header.startswith(content):  # killed before even the header was whole
-            content = header + b"\n"
-            self._write(content, "wb")
-        lines = content.split(b"\n")
-        if lines[0].rstrip(b"\r") != header:
-            raise CourseError(f"{self.path.name} is not a file of records (its first line is not the expected header): "
-                              "move it away, or name another folder to write to.")
-        tail = lines.pop()
-        rows: list[dict[str, str]] = []
-        for number, line in enumerate(lines[1:], start=2):
-            row = _parse(line, self.columns)
-            if row is None and number < len(lines):
-                raise CourseError(f"Line {number} of {self.path.name} is damaged: delete that line and run again (its "
-                                  "question is measured anew), or move the file away.")
-            if row is None:
-                tail = line
-            else:
-                rows.append(row)
-        if tail:
+        if HEADER.startswith(self.path.read_bytes()):  # killed before even the header was whole
+            self._write(HEADER + b"\n", "wb")
+        rows, cut = _sound_rows(self.path)
+        if cut:
             self.replace(rows)
             print(f"The last line of {self.path.name} was cut off; it is dropped and measured again.", file=sys.stderr)
         return rows
@@ -115,7 +95,7 @@ class RecordFile:
     def replace(self, rows: Iterable[Mapping[str, str]]) -> None:
         """Write these rows, as `rows` returns them, in place of the file: all of them, or nothing at all."""
         part = self.path.with_name(self.path.name + ".part")
-        part.write_bytes(_lines([self.columns, *([row[name] for name in self.columns] for row in rows)]))
+        part.write_bytes(HEADER + b"\n" + _lines(rows))
         os.replace(part, self.path)
 
 
@@ -139,13 +119,13 @@ def read_records(places: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     if not any(map(len, tables)):
         raise CourseError("There are no records there: measure first, with python benchmarks/arc_study.py.")
     table = pd.concat([table for table in tables if len(table)], ignore_index=True)
-    check_same_prompts(table)
+    _check_same_prompts(table)
     return table
 
 
-def check_same_prompts(table: pd.DataFrame) -> None:
+def _check_same_prompts(table: pd.DataFrame) -> None:
     """Raise `CourseError` where policies have read different prompts for a question, or one has answered twice."""
-    by = [name for name in ("data", "system", "id") if name in table]
+    by = ["data", "system", "id"]
     differing = table.groupby(by).prompt_hash.nunique()
     if (differing > 1).any():
         question = differing[differing > 1].index[0]
@@ -158,8 +138,7 @@ def check_same_prompts(table: pd.DataFrame) -> None:
 
 
 def with_verdicts(table: pd.DataFrame) -> pd.DataFrame:
-    """Return records with a column for each verdict: those that `read_records` describes, as far as their way is there.
-    """
+    """Return records with the verdicts that `read_records` describes, as far as their way was asked."""
     for name, column in (("strict", "strict"), ("lenient", "lenient"), ("likelihood", "chosen"),
                          ("likelihood_norm", "chosen_norm")):
         if column in table:
@@ -174,11 +153,10 @@ def with_verdicts(table: pd.DataFrame) -> pd.DataFrame:
 def _table(path: Path) -> pd.DataFrame:
     import pandas as pd
 
-    lines = path.read_bytes().split(b"\n")
-    rows = [_parse(line, COLUMNS) for line in lines[1:] if line]
-    if lines[0].rstrip(b"\r") != ",".join(COLUMNS).encode() or None in rows:
-        raise CourseError(f"{path.name} is not a sound file of records: go on with its measurement (it repairs a line "
-                          "that was cut off), or move it away.")
+    rows, cut = _sound_rows(path)
+    if cut:
+        raise CourseError(f"The last line of {path.name} was cut off: go on with its measurement, which repairs it, or "
+                          "move the file away.")
     table = pd.DataFrame(rows, columns=COLUMNS)
     table.insert(0, "data", path.stem.split("_")[0])
     table["system"] = table.system == "1"
@@ -187,22 +165,42 @@ def _table(path: Path) -> pd.DataFrame:
     return with_verdicts(table)
 
 
-def _parse(line: bytes, columns: Sequence[str]) -> dict[str, str] | None:
+def _sound_rows(path: Path) -> tuple[list[dict[str, str]], bool]:
+    """Return the rows of a file, and whether its last line was cut off and left out.
+
+    Raises:
+        CourseError: it is no file of records, or another line is damaged.
+    """
+    header, *lines = path.read_bytes().split(b"\n")
+    if header.rstrip(b"\r") != HEADER:
+        raise CourseError(f"{path.name} is not a file of records (its first line is not the expected header): move it "
+                          "away, or name another folder to write to.")
+    cut = bool(lines and lines.pop())  # what follows the last line break
+    rows = [_parse(line) for line in lines]
+    if rows and rows[-1] is None:
+        rows.pop()
+        cut = True
+    if None in rows:
+        raise CourseError(f"Line {rows.index(None) + 2} of {path.name} is damaged: delete that line and run again (its "
+                          "question is measured anew), or move the file away.")
+    return rows, cut
+
+
+def _parse(line: bytes) -> dict[str, str] | None:
     """Return a line's fields by column, None where it is damaged."""
     try:
         fields = next(csv.reader([line.decode("utf-8")], strict=True), [])
-        row = dict(zip(columns, fields, strict=True))
-        numbers = [float(score) for score in row.get("scores", "").split()]
-    except (UnicodeDecodeError, csv.Error, ValueError):
+        row = dict(zip(COLUMNS, fields, strict=True))
+        scores = [float(score) for score in row["scores"].split()]
+    except (csv.Error, ValueError):
         return None
-    sound = "\0" not in "".join(fields) and all(row.get(name) for name in (*KEY, "prompt_hash", "right"))
-    return row if sound and (numbers or "scores" not in row) else None
+    filled = all(row[name] for name in (*KEY, "prompt_hash", "right"))
+    return row if scores and filled and "\0" not in "".join(fields) else None
 
 
-def _lines(rows: Iterable[Sequence[str]]) -> bytes:
-    """Return rows as CSV, one line each: a line break inside a text is written as the two characters \\n."""
+def _lines(rows: Iterable[Mapping[str, str]]) -> bytes:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    csv.writer(buffer, lineterminator="\n").writerows([row[name] for name in COLUMNS] for row in rows)
     return buffer.getvalue().encode()
 
 
@@ -216,7 +214,7 @@ def unescaped(text: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """Return a value as it is written in a file."""
+    """Return a value as it is written in a file, on one line: a line break becomes the two characters \\n."""
     if isinstance(value, bool):
         return str(int(value))
     if value is None:

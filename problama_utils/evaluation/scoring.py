@@ -9,8 +9,6 @@ notebook as on disk (`evaluation.records`). Grading comes from `tasks.answers`; 
 What is read before a choice whose likelihood is taken (`likelihood_context`): without the system prompt the harness's
 plain "Question: …\\nAnswer:"; with it a chat of system prompt and that same question, up to where the assistant begins
 (the harness's --system_instruction with --apply_chat_template). Neither contains the choices.
-
-`python -m problama_utils.evaluation --results assets/results` prints the table of a finished study.
 """
 
 from __future__ import annotations
@@ -49,12 +47,10 @@ def lettered(row: Mapping[str, Any], task: Task = SCIENCE) -> dict[str, Any]:
     """
     columns, answer = task.columns(row), task.answer(row)
     labels, choices = list(columns.get("labels", ())), list(columns.get("choices", ()))
-    if not 2 <= len(choices) <= len(LETTERS) or len(set(labels)) != len(choices) or len(labels) != len(choices):
-        raise CourseError(f"Question {row['id']!r} has {len(choices)} choices and {len(set(labels))} different labels: "
-                          f"expected 2 to {len(LETTERS)} choices with a label each.")
-    if answer not in labels:
-        raise CourseError(f"Question {row['id']!r} has the answer {answer!r}, which is none of its labels "
-                          f"({', '.join(labels)}).")
+    paired = len(choices) == len(labels) == len(set(labels))
+    if not paired or not 2 <= len(choices) <= len(LETTERS) or answer not in labels:
+        raise CourseError(f"Question {row['id']!r} has {len(choices)} choices, the labels {labels} and the answer "
+                          f"{answer!r}: expected 2 to {len(LETTERS)} choices, a label each, one of them the answer.")
     letters = list(LETTERS[: len(labels)])
     return {**row, "question": row["question"] if "question" in row else row["goal"],  # as PIQA calls it
             "choices": choices, "labels": letters, "answer": letters[labels.index(answer)]}
@@ -114,9 +110,6 @@ def score_questions(
 
     Args:
         model: policy; left in evaluation mode.
-        tokenizer: the model's.
-        task: whose prompts are asked.
-        questions: its rows.
         policy: a name for the records.
         system: with or without the system prompt, in both ways.
         few_shot: the task's solved examples before each question; letters alone read them.

@@ -53,14 +53,12 @@ def band(curves: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
     >>> mean.tolist(), half.tolist()
     ([1.0, 1.0], [2.0, 0.0])
     """
-    lengths = {len(curve) for curve in curves}
-    if len(curves) < 2 or len(lengths) != 1:
-        raise CourseError(f"A band needs at least two curves of one length; these are {len(curves)}, with "
-                          f"{', '.join(map(str, sorted(lengths)))} steps.")
     try:
         values = np.array([list(curve) for curve in curves], dtype=float)
-    except (TypeError, ValueError) as error:
-        raise CourseError(f"A band needs curves of plain numbers ({error}): give a list of numbers per seed.") from None
+    except (TypeError, ValueError):  # of different lengths, or no numbers
+        values = np.empty(0)
+    if values.ndim != 2 or len(values) < 2:
+        raise CourseError("A band needs at least two curves of one length, each a list of numbers.")
     return values.mean(0), 2 * values.std(0, ddof=1) / np.sqrt(len(values))
 
 
@@ -74,8 +72,7 @@ def draw_band(ax: Axes, logs: Sequence[pd.DataFrame], metric: str, *, window: in
     curves = [smooth(column(log, metric), window) for log in logs]
     for number, curve in enumerate(curves[1:], start=2):
         if list(curve.index) != list(curves[0].index):
-            raise CourseError(f"Log {number} has {metric!r} at {len(curve)} steps, up to {curve.index[-1]}, log 1 at "
-                              f"{len(curves[0])}, up to {curves[0].index[-1]}: a band needs runs of the same steps.")
+            raise CourseError(f"Log {number} has {metric!r} at other steps than log 1: a band needs the same steps.")
     mean, half = band([curve.to_list() for curve in curves])
     for curve in curves:
         ax.plot(curve.index, curve, color="0.65", linewidth=0.8)

@@ -6,12 +6,11 @@ refused in one sentence: a curve drawn from half of it would be believed.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from problama_utils import CourseError
+from problama_utils.config import check_number
 from problama_utils.monitoring.diagnosis import Diagnosis, find_causes
 from problama_utils.monitoring.logs import (
     COPY_AGAIN,
@@ -28,6 +27,7 @@ from problama_utils.monitoring.logs import (
     state_table,
 )
 from problama_utils.monitoring.run_folder import LOG_FILE, PLAN_FILE, RUN_FILE
+from problama_utils.rewards.slides import CORRECT, FORMAT, SHORT
 from problama_utils.tasks.registry import TASKS
 
 if TYPE_CHECKING:
@@ -42,14 +42,8 @@ SLIDE_CURVES = {
     "reward": "Total Reward",
 }
 
-# The most each can be (the amounts of `rewards.slides`; a task of one's own says its `maxima`). Curves are drawn from 0
-# to here, so none looks too steep.
-CEILINGS = {
-    "rewards/correct_answer_reward/mean": 2.0,
-    "rewards/short_response_reward/mean": 0.5,
-    "rewards/soft_format_reward/mean": 0.5,
-    "reward": 3.0,
-}
+# The most each can be; a task of one's own says its `maxima`. Curves are drawn from 0 to here, so none looks too steep.
+CEILINGS = dict(zip(SLIDE_CURVES, (CORRECT, SHORT, FORMAT, CORRECT + SHORT + FORMAT), strict=True))
 
 
 def read_log(folder: str | Path) -> pd.DataFrame:
@@ -73,8 +67,7 @@ def read_log(folder: str | Path) -> pd.DataFrame:
         table = state_table(path)
     else:
         inner = sorted(state.parent.name for state in folder.glob(f"checkpoint-*/{STATE_FILE}"))
-        cure = f"give its folder {inner[-1]!r}, which has one" if inner else ("run the training notebook that writes "
-                                                                              "it first")
+        cure = f"give its folder {inner[-1]!r}" if inner else "run the training notebook that writes it first"
         raise CourseError(f"There is no log in {name_of(folder)!r} (neither {LOG_FILE} nor {STATE_FILE}): {cure}.")
     return checked(table, path)
 
@@ -107,31 +100,26 @@ def diagnose(log: pd.DataFrame | str | Path, settings: Any = None, *, chance: fl
         CourseError: the folder has no log that can be read, or its `run.json` does not describe a run of the course.
     """
     if isinstance(log, str | Path):
-        guessing, recorded = _chance_and_settings(existing(log), needed=settings is None)
-        settings = settings if settings is not None else recorded
-        chance = chance if chance is not None else guessing
+        path, record = _record(existing(log))
+        if path.exists():
+            task, profile = record.get("task"), record.get("profile")
+            named = isinstance(task, str)
+            recorded = profile.get(task) if named and isinstance(profile, dict) else None
+            if not named or (settings is None and not isinstance(recorded, dict)):
+                raise CourseError(f"{called(path)} names no task with its settings in the profile (it has "
+                                  f"{listed(record)}): {COPY_AGAIN}, or diagnose the log alone: "
+                                  "diagnose(read_log(folder)).")
+            known = TASKS.get(task)
+            settings = recorded if settings is None else settings
+            chance = record.get("chance", known.chance if known else None) if chance is None else chance
         log = read_log(log)
     return find_causes(_table(log), settings, chance=chance)
 
 
-def _chance_and_settings(folder: Path, *, needed: bool) -> tuple[float | None, Mapping[str, Any] | None]:
-    """Return the chance level of a run, finished or not, and its settings; nothing for a checkpoint of TRL."""
-    path = next((folder / name for name in (RUN_FILE, PLAN_FILE) if (folder / name).exists()), None)
-    if path is None:  # plan.json is there while a run lasts
-        return None, None
-    record = json_object(path)
-    task, profile = record.get("task"), record.get("profile")
-    if not isinstance(task, str):
-        raise CourseError(f"{called(path)} names no task (it has {listed(record)}): a run of the course has 'task' "
-                          f"and 'profile' there. {COPY_AGAIN.capitalize()}, or diagnose its log: "
-                          "diagnose(read_log(folder)).")
-    recorded = profile.get(task) if isinstance(profile, dict) else None
-    if needed and not isinstance(recorded, dict):
-        held = f"the profile has {listed(profile)}" if isinstance(profile, dict) else "it has no profile"
-        raise CourseError(f"{called(path)} names the task {task!r}, but no settings of it ({held}): give them, as in "
-                          "diagnose(folder, settings), or diagnose the log alone: diagnose(read_log(folder)).")
-    known = TASKS.get(task)
-    return record.get("chance", known.chance if known else None), recorded
+def _record(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the file that describes a run, finished or not, and what it holds; nothing for a checkpoint of TRL."""
+    path = folder / (RUN_FILE if (folder / RUN_FILE).exists() else PLAN_FILE)
+    return path, json_object(path) if path.exists() else {}
 
 
 def reward_curves(log: pd.DataFrame) -> dict[str, str]:
@@ -157,12 +145,11 @@ def reward_curves(log: pd.DataFrame) -> dict[str, str]:
 
 def _maxima(folder: Path) -> dict[str, float]:
     """Return metric → the most it can be, of a run of a task that says its own; nothing where its record does not."""
-    path = next((folder / name for name in (RUN_FILE, PLAN_FILE) if (folder / name).exists()), None)
     try:
-        record = json_object(path) if path else {}
+        _, record = _record(folder)
         named = zip(record.get("rewards", ()), record.get("maxima", ()), strict=False)
         return {f"rewards/{name}/mean": float(most) for name, most in named}
-    except (CourseError, TypeError, ValueError):  # a curve without its dotted line is still the curve
+    except (TypeError, ValueError):  # a curve without its dotted line is still the curve
         return {}
 
 
@@ -187,13 +174,13 @@ def first_and_last(log: pd.DataFrame, metric: str, steps: int = 5) -> tuple[floa
         CourseError: the log has no such metric, or no number in it.
     """
     values = column(log, metric)
-    _whole("steps", steps)
+    check_number("steps", steps, 1, 10**6, 5)
     return float(values.head(steps).mean()), float(values.tail(steps).mean())
 
 
 def smooth(values: pd.Series, window: int = 5) -> pd.Series:
     """Return the running mean over the last `window` steps; the first steps average what there is."""
-    _whole("window", window)
+    check_number("window", window, 1, 10**6, 5)
     return values.rolling(window, min_periods=1).mean()
 
 
@@ -230,20 +217,12 @@ def column(log: pd.DataFrame, metric: str) -> pd.Series:
     Raises:
         CourseError: the log has no such metric, has it twice, or holds text or nothing there.
     """
-    import pandas as pd
-
     names = [name for name in _table(log).columns if isinstance(name, str)]
-    if metric not in names:
-        near = difflib.get_close_matches(str(metric), names, 1)
-        raise CourseError(f"The log has no {metric!r}; it has {listed(names)}."
-                          f"{f' Did you mean {near[0]!r}?' if near else ''} `reward_curves(log)` lists its rewards.")
-    values = log[metric]
-    if isinstance(values, pd.DataFrame):
-        raise CourseError(f"The log has {values.shape[1]} columns {metric!r}; keep one of them.")
-    found = numbers(values, f"the log's column {metric!r}").dropna()
+    if names.count(metric) != 1:
+        raise CourseError(f"The log has no {metric!r}, or has it more than once; it has {listed(names)}.")
+    found = numbers(log[metric], f"the log's column {metric!r}").dropna()
     if found.empty:
-        raise CourseError(f"The log's column {metric!r} holds no number in its {len(values)} rows: choose another, "
-                          "`reward_curves(log)` lists the rewards.")
+        raise CourseError(f"The log's column {metric!r} holds no number in its {len(log)} rows: choose another.")
     return found
 
 
@@ -253,8 +232,3 @@ def _table(log: Any) -> pd.DataFrame:
     if not isinstance(log, pd.DataFrame):
         raise CourseError(f"A log is a table, as read_log(folder) returns it, not {type(log).__name__}.")
     return log
-
-
-def _whole(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CourseError(f"{name} must be a whole number of at least 1, not {value!r}.")

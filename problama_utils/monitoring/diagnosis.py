@@ -13,6 +13,7 @@ from math import exp
 from typing import TYPE_CHECKING, Any
 
 from problama_utils import CourseError
+from problama_utils.config import check_number
 from problama_utils.monitoring.evidence import (
     ALL_EQUAL,
     BRIEF,
@@ -223,18 +224,15 @@ RULES = (  # root causes first
 
 
 def find_causes(log: pd.DataFrame, settings: Any = None, *, chance: float | None = None) -> Diagnosis:
-    """Name the cause of a flat or falling reward, with its evidence and its cure.
+    """Name the cause of a flat or falling reward, as `monitoring.diagnose` does, from the table alone.
 
     Args:
         log: one row per step, columns under TRL's names; gaps and unknown columns are fine.
-        settings: the `GRPOSettings` of the run, or the same as a mapping; None = beta is read off the log.
+        settings: a `GRPOSettings`, or the same as a mapping; None = beta is read off the log.
         chance: share of answers that guessing gets right (0.5 for two options); None = no such floor.
 
-    Returns:
-        The first cause as `verdict`, all of them as `findings`; never raises on the contents of a log.
-
     Raises:
-        CourseError: `settings` or `chance` are no such thing.
+        CourseError: `settings` or `chance` are no such thing; the contents of a log never raise.
     """
     import numpy as np
 
@@ -242,8 +240,8 @@ def find_causes(log: pd.DataFrame, settings: Any = None, *, chance: float | None
     if settings is not None and plain is None:
         raise CourseError(f"The settings of a run are a GRPOSettings or a mapping, not {type(settings).__name__}; "
                           "leave them out to diagnose the log alone.")
-    if chance is not None and not (isinstance(chance, int | float) and 0 <= chance <= 1):
-        raise CourseError(f"chance is a share of answers between 0 and 1, such as 0.5 for two options, not {chance!r}.")
+    if chance is not None:
+        check_number("chance", chance, 0, 1, "the share of right guesses, 0.5 for two options", whole=False)
     run = Evidence(numbers_only(log), plain or {}, chance)
     findings, skipped = [], []
     with np.errstate(all="ignore"):
@@ -277,18 +275,3 @@ def _verdict(run: Evidence, findings: list[Finding]) -> tuple[str, str]:
         told += f", {share:.0%} of answers right at the end where guessing gives {run.chance:.0%}"
     return "flat", (f"{told}; none of the known causes: the policy moves and its groups differ. Read some completions; "
                     "run longer, with easier problems or more completions per prompt.")
-
-
-def findings_table(diagnoses: Mapping[str, Diagnosis]) -> pd.DataFrame:
-    """Return one row per run, for the eye: verdict, evidence and cure of its first finding.
-
-    >>> findings_table({"mine": Diagnosis("healthy", "total reward 1 → 2")}).loc["mine", "verdict"]
-    'healthy'
-    """
-    import pandas as pd
-
-    rows = {}
-    for name, diagnosis in diagnoses.items():
-        first = diagnosis.findings[0] if diagnosis.findings else Finding("", diagnosis.summary, "")
-        rows[name] = {"verdict": diagnosis.verdict, "evidence": first.evidence, "cure": first.cure}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["verdict", "evidence", "cure"])

@@ -96,8 +96,9 @@ class Evidence:
 
         if not {one, other} <= set(self.log.columns):
             return float("nan")
-        both = self.log[[one, other]].replace([np.inf, -np.inf], np.nan).dropna()
-        return float(both[one].corr(both[other])) if len(both) > 2 and both.std().min() > 0 else float("nan")
+        both = self.log[[one, other]].replace([np.inf, -np.inf], np.nan)
+        with np.errstate(all="ignore"):
+            return float(both[one].corr(both[other], min_periods=3))
 
     @cached_property
     def learns(self) -> bool:
@@ -129,11 +130,9 @@ class Evidence:
         if metric not in self.log or not len(self.log):
             return None
         column = self.log[metric].to_numpy()
-        finite = np.isfinite(column)
-        first_infinite = int(np.argmax(np.isinf(column))) if np.isinf(column).any() else len(column)
-        first_of_end = int(len(column) - np.argmax(finite[::-1])) if finite.any() else 0
-        first = min(first_infinite, first_of_end)
-        return self.log.index[first] if first < len(column) else None
+        never_again = ~np.logical_or.accumulate(np.isfinite(column)[::-1])[::-1]
+        broken = np.isinf(column) | never_again
+        return self.log.index[broken.argmax()] if broken.any() else None
 
 
 def numbers_only(log: pd.DataFrame) -> pd.DataFrame:

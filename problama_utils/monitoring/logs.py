@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from problama_utils import CourseError
 from problama_utils.monitoring.evidence import METRICS
-from problama_utils.monitoring.run_folder import LOG_FILE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,36 +31,15 @@ def csv_table(path: Path) -> pd.DataFrame:
     text = _text(path)
     try:
         rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
-    except csv.Error as error:
-        raise _damaged(path, error) from None
-    if not rows:
-        raise CourseError(f"The log in {name_of(path.parent)!r} is empty: {LOG_FILE} has no row, so no step has been "
-                          "finished yet; run the training first.")
-    header = rows[0]
-    other = re.search(r"[;\t|]", header[0]) if len(header) == 1 else None
-    if other:
-        raise CourseError(f"{called(path)} separates its columns by {other[0]!r}, as a spreadsheet saves it, where "
-                          f"commas were expected: {COPY_AGAIN}.")
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise CourseError(f"{called(path)} has the column {twice[0]!r} more than once: keep one of them.")
-    for number, row in enumerate(rows[1:], start=2):
-        if len(row) != len(header):
-            which = "last row" if number == len(rows) else f"row {number}"
-            raise CourseError(f"The {which} of {called(path)} has {len(row)} of the {len(header)} fields of its "
-                              f"header, so the file was cut or changed: {COPY_AGAIN}, or remove that row.")
-    if len(rows) == 1 and "step" in header:
-        raise CourseError(f"The log in {name_of(path.parent)!r} is empty: {LOG_FILE} has its header only, so no step "
-                          "has been finished yet; run the training first.")
-    try:
-        return pd.read_csv(io.StringIO(text), index_col=False)
-    except pd.errors.ParserError as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> CourseError:
-    return CourseError(f"{called(path)} is damaged ({' '.join(str(error).split())}): rows of numbers between commas "
-                       f"were expected; {COPY_AGAIN}.")
+        for number, row in enumerate(rows, start=1):
+            if len(row) != len(rows[0]):
+                raise csv.Error(f"line {number} has {len(row)} of the {len(rows[0])} fields of its header")
+        if rows and len(set(rows[0])) < len(rows[0]):
+            raise csv.Error("its header has a column more than once")
+        return pd.read_csv(io.StringIO(text), index_col=False) if rows else pd.DataFrame()
+    except (csv.Error, pd.errors.ParserError) as error:
+        raise CourseError(f"{called(path)} was cut or changed ({' '.join(str(error).split())}), where rows of numbers "
+                          f"between commas were expected: {COPY_AGAIN}.") from None
 
 
 def state_table(path: Path) -> pd.DataFrame:
@@ -74,18 +52,16 @@ def state_table(path: Path) -> pd.DataFrame:
         raise CourseError(f"{called(path)} has no list 'log_history' of steps (it has {listed(state)}): give a "
                           "checkpoint folder that TRL has written.")
     rows = [row for row in history if any(name == "reward" or REWARD_COLUMN.fullmatch(name) for name in row)]
-    return pd.DataFrame(rows or history)  # without any reward, `_checked` tells what there is instead
+    return pd.DataFrame(rows or history)  # without any reward, `checked` tells what there is instead
 
 
 def checked(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     """Return a table as a log: rewards, whole steps, each once, in order, and numbers where numbers belong."""
     names = list(table.columns)
     if not len(table):
-        raise CourseError(f"The log in {name_of(path.parent)!r} is empty: {path.name} has no step yet; run the "
-                          "training first.")
+        raise CourseError(f"{called(path)} is empty: no step has been finished yet; run the training first.")
     if "step" not in names:
-        raise CourseError(f"The log in {name_of(path.parent)!r} has no column 'step'; {path.name} has {listed(names)}. "
-                          f"{COPY_AGAIN.capitalize()}.")
+        raise CourseError(f"{called(path)} has no column 'step' between commas; it has {listed(names)}: {COPY_AGAIN}.")
     if not any(name == "reward" or REWARD_COLUMN.fullmatch(name) for name in names):
         raise CourseError(f"{called(path)} has {len(table)} rows without a reward (it has {listed(names)}), as "
                           "supervised training (SFT) leaves them; the log of a GRPO run was expected, with 'reward' "
@@ -95,14 +71,11 @@ def checked(table: pd.DataFrame, path: Path) -> pd.DataFrame:
         if name in ("step", *METRICS) or REWARD_COLUMN.fullmatch(name) or _some_number(table[name]):
             table[name] = numbers(table[name], place)  # a column of nothing but text, such as a remark, stays
     steps = table["step"]
-    odd = steps[~((steps % 1 == 0) & steps.between(0, 2**53))]  # NaN and infinity too
+    odd = steps[~((steps % 1 == 0) & steps.between(0, 2**53)) | steps.duplicated()]  # NaN and infinity too
     if len(odd):
-        raise CourseError(f"{called(path)} has the step {odd.iloc[0]:g} in row {odd.index[0] + 1}, where whole "
-                          f"numbers from 0 on were expected: {COPY_AGAIN}.")
-    again = steps[steps.duplicated()]
-    if len(again):
-        raise CourseError(f"{called(path)} has step {int(again.iloc[0])} more than once, as if two runs had written "
-                          "into one folder: keep the rows of one run, or make the run again in a folder of its own.")
+        raise CourseError(f"{called(path)} has the step {odd.iloc[0]:g} in row {odd.index[0] + 1}, where whole numbers "
+                          "from 0 on were expected, each once: keep the rows of one run, or make the run again in a "
+                          "folder of its own.")
     table["step"] = steps.astype("int64")
     return table.set_index("step").sort_index(kind="stable")
 
@@ -132,30 +105,22 @@ def numbers(values: pd.Series, place: str) -> pd.Series:
 def existing(folder: Any) -> Path:
     """Return the folder as a path, once it is known to be one."""
     try:
-        path = Path(folder)
-        there = path.exists()
+        there = Path(folder).is_dir()
     except (TypeError, ValueError, OSError):
-        raise CourseError(f"{str(folder)[:80]!r} cannot be the name of a folder: give a run folder, such as "
-                          "runs/riddles.") from None
-    if there and not path.is_dir():
-        raise CourseError(f"{path.name!r} is a file: give the folder that holds it, {name_of(path.parent)!r}.")
+        there = False
     if not there:
-        raise CourseError(f"There is no folder {path.name!r} to read a run from: run the training notebook that writes "
-                          "it first, or correct the name.")
-    return path
+        raise CourseError(f"{str(folder)[-80:]!r} is no folder to read a run from: correct the name, give the folder "
+                          "of a file instead of the file, or run the training notebook that writes it first.")
+    return Path(folder)
 
 
 def json_object(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file, or say what is wrong with it."""
+    text = _text(path)
     try:
-        record = json.loads(_text(path))
+        record = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, CourseError):
-            raise
-        what = getattr(error, "msg", type(error).__name__)
-        where = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        state = "is empty" if not path.stat().st_size else f"is no whole JSON ({what}{where})"
-        raise CourseError(f"{called(path)} {state}, where a JSON object was expected: {COPY_AGAIN}.") from None
+        raise CourseError(f"{called(path)} is no whole JSON ({error}): {COPY_AGAIN}.") from None
     if not isinstance(record, dict):
         raise CourseError(f"{called(path)} holds a JSON {type(record).__name__}, where an object was expected: "
                           f"{COPY_AGAIN}.")

@@ -20,6 +20,7 @@ import csv
 import io
 import json
 import os
+import platform
 import re
 import shutil
 import time
@@ -35,7 +36,7 @@ PLAN_FILE, TIMING_FILE, HELDOUT_FILE, COMPLETIONS_FILE = "plan.json", "timing.cs
 CHECKPOINTS, PREVIOUS = "checkpoints", ".previous-run"
 CLOCK = "step_time"  # the one metric of TRL that no two runs share
 PRODUCTS = (RUN_FILE, LOG_FILE, TIMING_FILE, HELDOUT_FILE, COMPLETIONS_FILE, PLAN_FILE)  # in the order of removal
-PARTS = tuple(f"{name}.part" for name in (*PRODUCTS, ADAPTER_FOLDER))  # what a kill leaves of one that was written
+ELSEWHERE = "choose another folder (out=..., or PROBLAMA_RUNS for all runs)"
 LEAST_ROOM = 50e6  # bytes; no adapter of a real model and its checkpoint take less
 
 
@@ -107,14 +108,6 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
         file.write(text)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a JSON-lines file; a last line that is still being written is left out."""
-    if not path.exists():
-        return []
-    whole = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in whole if line]
-
-
 def read_table(path: Path) -> list[dict[str, str]]:
     """Return the rows of a CSV file as text, none where there is no file."""
     if not path.exists():
@@ -124,22 +117,17 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def go_on(folder: Path, step: int, plan: Mapping[str, Any]) -> None:
-    """Make the folder ready for its run to go on after `step`."""
+    """Make the folder ready for its run to go on after `step`: drop what was written later or cannot be read."""
     with _writing(folder):
-        rewind(folder, step)
+        try:
+            measured = [row for row in read_table(folder / HELDOUT_FILE) if None not in row and _until(row, step)]
+        except csv.Error:
+            measured = []
+        write_table(folder / HELDOUT_FILE, measured)
+        path = folder / COMPLETIONS_FILE
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        write_whole(path, "".join(f"{line}\n" for line in text.split("\n")[:-1] if _until(line, step)))
         write_json(folder / PLAN_FILE, plan)
-
-
-def rewind(folder: Path, step: int) -> None:
-    """Drop what was written after `step`, and what cannot be read, before a run goes on from the checkpoint there."""
-    try:
-        measured = [row for row in read_table(folder / HELDOUT_FILE) if None not in row and _until(row, step)]
-    except csv.Error:
-        measured = []
-    write_table(folder / HELDOUT_FILE, measured)
-    path = folder / COMPLETIONS_FILE
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    write_whole(path, "".join(f"{line}\n" for line in text.split("\n")[:-1] if _until(line, step)))
 
 
 def _until(row: Any, step: int) -> bool:
@@ -158,34 +146,29 @@ def place(out: Any) -> tuple[Path, Path]:
         CourseError: no path, something else has its name or that of one of its files, it or the folder it lies in
             cannot be written to, the disk is full, or another training is writing there.
     """
-    cure = "choose another folder (out=..., or PROBLAMA_RUNS for all runs)"
-    if not isinstance(out, str | os.PathLike) or not str(out).strip():
-        raise CourseError(f"out = {out!r} names no folder: give a path, or leave it out for runs/<task>.")
     try:
         named = Path(out).expanduser()
         folder = named.resolve()  # one folder, one lock, by any path
-        if folder.parent == folder:
-            raise CourseError(f"The run folder cannot be {str(folder)!r} itself: {cure}.")
         above = nearest(folder)
-        if not above.is_dir():
-            raise CourseError(f"The run folder cannot be {str(folder)!r}, because {above.name!r} is there and is no "
-                              f"folder: move it away or {cure}.")
-        for name in (*PRODUCTS, ADAPTER_FOLDER, CHECKPOINTS, PREVIOUS):
-            path, file = folder / name, name in PRODUCTS
-            if (path.exists() or path.is_symlink()) and not (path.is_file() if file else path.is_dir()):
-                raise CourseError(f"{folder.name}/{name} is no {'file' if file else 'folder'}, so no run can be "
-                                  f"written there: move it away or {cure}.")
-        for path in [above, *(path for path in (folder.parent, folder / CHECKPOINTS) if path.exists())]:
-            if not os.access(path, os.W_OK | os.X_OK):
-                raise CourseError(f"Nothing can be written to {str(path)!r} (read-only, or another user's): {cure}.")
+    except (OSError, RuntimeError, TypeError, ValueError) as error:  # too long, a byte 0, a loop of links, no such user
+        raise CourseError(f"The run folder cannot be {str(out)[:80]!r} ({str(error)[:80]}): {ELSEWHERE}.") from error
+    if not str(out).strip() or folder == folder.parent:
+        raise CourseError(f"The run folder cannot be {str(out)!r}: {ELSEWHERE}.")
+    with _writing(folder):
+        folders = [above, *(folder / name for name in (ADAPTER_FOLDER, CHECKPOINTS, PREVIOUS))]
+        for path in [*folders, *(folder / name for name in PRODUCTS)]:
+            kind, right = ("folder", path.is_dir()) if path in folders else ("file", path.is_file())
+            if (path.exists() or path.is_symlink()) and not right:
+                raise CourseError(f"{str(path)!r} is no {kind}, so no run can be written there: move it away or "
+                                  f"{ELSEWHERE}.")
+        for path in (above, folder.parent, folder / CHECKPOINTS):
+            if path.exists() and not os.access(path, os.W_OK | os.X_OK):
+                raise CourseError(f"Nothing can be written to {str(path)!r} (read-only, or another user's): "
+                                  f"{ELSEWHERE}.")
         check_room(folder, LEAST_ROOM)
         if lock_file(folder).exists():
             with suppress(PermissionError), _held(folder, 0):  # of another user: he who can write there can lock too
                 pass
-    except CourseError:
-        raise
-    except (OSError, RuntimeError, TypeError, ValueError) as error:  # too long, a byte 0, a loop of links, no such user
-        raise CourseError(f"The run folder cannot be {str(out)[:80]!r} ({str(error)[:80]}): {cure}.") from error
     return named, folder
 
 
@@ -194,8 +177,7 @@ def check_room(folder: Path, needed: float) -> None:
     free = shutil.disk_usage(nearest(folder)).free
     if free < needed:
         raise CourseError(f"The disk of {str(folder)!r} has {free / 1e6:,.0f} MB left, but the adapter and one "
-                          f"checkpoint take about {needed / 1e6:,.0f} MB: free some space, or choose another folder "
-                          "(out=..., or PROBLAMA_RUNS for all runs).")
+                          f"checkpoint take about {needed / 1e6:,.0f} MB: free some space, or {ELSEWHERE}.")
 
 
 def nearest(folder: Path) -> Path:
@@ -244,8 +226,6 @@ def _held(folder: Path, seconds: float) -> Iterator[None]:
 
 def owner() -> dict[str, Any]:
     """Return who trains here, for those who come second: process, host, start."""
-    import platform
-
     return {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
 
 
@@ -264,7 +244,7 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CourseError(f"The run folder {str(folder)!r} cannot be written ({error.strerror or error}): free some "
-                          "space, or choose another folder (out=..., or PROBLAMA_RUNS for all runs).") from error
+                          f"space, or {ELSEWHERE}.") from error
 
 
 def is_finished(folder: Path) -> bool:
@@ -294,8 +274,9 @@ def start(folder: Path, plan: Mapping[str, Any]) -> None:
             _remove(previous)  # the run that this one has replaced, where a kill came before it was removed
             os.replace(part, previous)
         remove_checkpoints(folder / CHECKPOINTS)
-        for name in (*PRODUCTS, ADAPTER_FOLDER, *PARTS):
+        for name in (*PRODUCTS, ADAPTER_FOLDER):
             _remove(folder / name)
+            _remove(folder / f"{name}.part")  # what a kill leaves of one that was written
         write_json(folder / PLAN_FILE, plan)
 
 

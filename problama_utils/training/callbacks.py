@@ -9,6 +9,7 @@ import functools
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -23,7 +24,7 @@ from problama_utils.monitoring import run_folder
 from problama_utils.rewards.slides import RewardFunction, completion_text
 from problama_utils.tasks.answers import Verdict
 from problama_utils.tasks.base import Task
-from problama_utils.training.checkpoints import NotFinite, StopRequest
+from problama_utils.training.checkpoints import NotFinite
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,10 +50,11 @@ def heldout_counts(
 class RunWriter(TrainerCallback):
     """Keeps the run folder current; a full disk costs rows for a while, never the run."""
 
-    def __init__(self, folder: Path, max_steps: int, title: str, stop: StopRequest, group: int):
+    def __init__(self, folder: Path, max_steps: int, title: str, stop: threading.Event, group: int, started: float):
         from tqdm import tqdm
 
         self.folder, self.stop = folder, stop
+        self.started = started  # of `time.perf_counter`, earlier by the minutes that a run has taken before it went on
         self.bar = tqdm(total=max_steps, desc=title, unit="step", file=sys.stderr)
         self.group = group  # so many completions of each step are kept
         self.seen: tuple[Sequence[str], Sequence[Any]] = ((), ())  # ids and completions of the first group
@@ -100,11 +102,15 @@ class RunWriter(TrainerCallback):
                 raise NotFinite(f"{broken} at step {state.global_step}")
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.stop.asked:
+        if self.stop.is_set():
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args, state, control, **kwargs):
         self._write(state)
+        with suppress(OSError):  # _write has said that the disk is full; the old plan stays
+            if plan := run_folder.read_plan(self.folder):
+                plan["minutes"] = (time.perf_counter() - self.started) / 60
+                run_folder.write_json(self.folder / run_folder.PLAN_FILE, plan)
 
     def on_train_end(self, args, state, control, **kwargs):
         self._write(state)
@@ -165,19 +171,6 @@ class HeldOut(TrainerCallback):
             run_folder.write_table(path, rows)
         except OSError as error:
             tell(f"the held-out accuracy of step {step} cannot be written ({error.strerror}).")
-
-
-class Clock(TrainerCallback):
-    """Notes in `plan.json`, at each checkpoint, how many minutes the run has taken so far."""
-
-    def __init__(self, folder: Path, started: float):
-        self.folder, self.started = folder, started  # of `time.perf_counter`
-
-    def on_save(self, args, state, control, **kwargs):
-        with suppress(OSError):  # RunWriter has said that the disk is full; the old plan stays
-            if plan := run_folder.read_plan(self.folder):
-                plan["minutes"] = (time.perf_counter() - self.started) / 60
-                run_folder.write_json(self.folder / run_folder.PLAN_FILE, plan)
 
 
 class LiveCurve(TrainerCallback):

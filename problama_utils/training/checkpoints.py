@@ -28,13 +28,11 @@ def newest_whole(folder: Path, *, remove: bool = True) -> Path | None:
 
     With `remove=False` this only looks: nothing is said and nothing removed.
     """
-    found = own_checkpoints(folder)
-    for place, checkpoint in enumerate(found):
+    for checkpoint in own_checkpoints(folder):
         if not damaged_files(checkpoint):
             return checkpoint
-        before = found[place + 1].name if place + 1 < len(found) else "the start"
         if remove:
-            tell(f"{checkpoint.name} is damaged or was never finished: trying {before}.")
+            tell(f"{checkpoint.name} is damaged or was never finished: trying the one before, else the start.")
             shutil.rmtree(checkpoint, ignore_errors=True)
     return None
 
@@ -91,24 +89,18 @@ def with_safe_checkpoints(trainer: type) -> type:
     return type(f"Resumable{trainer.__name__}", (SafeCheckpoints, trainer), {})
 
 
-class StopRequest:
-    """Whether the reader has asked the training to stop at the end of the step."""
-
-    asked = False
-
-
 @contextmanager
-def stop_on_interrupt() -> Iterator[StopRequest]:
-    """Turn the first Ctrl-C (or a notebook's "Interrupt kernel") into a request; the second interrupts at once.
+def stop_on_interrupt() -> Iterator[threading.Event]:
+    """Set an event at the first Ctrl-C (or a notebook's "Interrupt kernel"); the second interrupts at once.
 
     In the middle of a step the random state and the optimiser do not belong together, so nothing worth saving exists.
     """
-    request = StopRequest()
+    request = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if request.asked:
+        if request.is_set():
             raise KeyboardInterrupt
-        request.asked = True
+        request.set()
         tell("stopping at the end of this step, then saving (once more to stop without).")
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals

@@ -38,8 +38,9 @@ def check_call(profile: Any, *, seed: Any, policy: Any, trainer: Any, **switches
     for name, value in switches.items():
         if not isinstance(value, bool):
             raise CourseError(f"{name} = {value!r}, but it must be True or False: leave it out for True.")
-    name = check_trainer(trainer or ("shared-prefix" if profile.backend == "transformers" else "stock")
-                         if isinstance(trainer, str) else trainer)
+    if trainer == "":
+        trainer = "shared-prefix" if profile.backend == "transformers" else "stock"
+    check_trainer(trainer)
     if policy is not None:
         model = policy[0] if isinstance(policy, tuple | list) and len(policy) == 2 else None
         if model is None or not callable(getattr(policy[1], "apply_chat_template", None)):
@@ -48,28 +49,18 @@ def check_call(profile: Any, *, seed: Any, policy: Any, trainer: Any, **switches
         if not getattr(model, "peft_config", None):
             raise CourseError("The model in policy has no adapter that could be trained: attach one with "
                               "attach_lora(model, profile), or leave policy out.")
-        check_weights(model)
-    return seed, name
+        from problama_utils.engine.layers import first_broken_weight
+
+        if name := first_broken_weight(model, trained=True):
+            raise CourseError(f"The policy's weight {name} holds values that are no finite numbers, so no training can "
+                              "repair it: load the model again and attach a fresh adapter.")
+    return seed, trainer
 
 
-def check_trainer(name: Any) -> str:
-    """Return the name of a trainer.
-
-    Raises:
-        CourseError: there is none of that name; the message lists them.
-    """
+def check_trainer(name: Any) -> None:
+    """Raise `CourseError` where there is no trainer of that name."""
     if name not in TRAINERS:
         raise CourseError(f"There is no trainer {name!r}. Choose one of: {', '.join(TRAINERS)}.")
-    return name
-
-
-def check_weights(model: Any) -> None:
-    """Refuse a policy whose adapter is broken: nothing that is trained on top of NaN becomes a number again."""
-    from problama_utils.engine.layers import first_broken_weight
-
-    if name := first_broken_weight(model, trained=True):
-        raise CourseError(f"The policy's weight {name} holds values that are no finite numbers, so no training can "
-                          "repair it: load the model again and attach a fresh adapter.")
 
 
 def check_settings(
@@ -79,7 +70,6 @@ def check_settings(
 
     Args:
         task: for the messages.
-        settings: of the task.
         profile: its `max_seq_length` bounds prompt + completion.
         chats: the prompts to be trained on.
         tags: the answer is paid inside tags; a task with rewards of its own may pay anything.
@@ -103,11 +93,8 @@ def check_settings(
     counts = [sum(len(turn["content"].split()) for turn in chat) for chat in chats]
     if _too_many(sum(count + settings.max_completion_length > profile.max_seq_length for count in counts), len(counts)):
         words = max(counts)
-        raise CourseError(
-            f"{task}: the longest prompt has {words} words, so at least as many tokens, and max_completion_length is "
-            f"{settings.max_completion_length}, together more than max_seq_length = {profile.max_seq_length}: "
-            + _room(settings, 2 * words, profile.max_seq_length)
-        )
+        raise _beyond_window(f"{task}: the longest prompt has {words} words, so at least as many tokens,", 2 * words,
+                             settings, profile.max_seq_length)
 
 
 def prompt_lengths(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -129,13 +116,10 @@ def leave_out_long(
     is too long the settings are at fault, so nothing is left out and `check_lengths` refuses them.
 
     Args:
-        dataset: problems of `training.problems`.
-        tokenizer: counts the tokens.
         settings: its `max_completion_length` must fit behind each prompt.
         limit: `max_seq_length` of the profile, in tokens.
         what: what the problems are called in the line on stderr.
     """
-
     lengths = prompt_lengths(dataset, tokenizer)
     kept = [place for place, length in enumerate(lengths) if length + settings.max_completion_length <= limit]
     left = len(lengths) - len(kept)
@@ -154,18 +138,16 @@ def check_lengths(lengths: Sequence[int], settings: GRPOSettings, limit: int) ->
     """
     longest = max(lengths)
     if longest + settings.max_completion_length > limit:
-        raise CourseError(
-            f"The longest prompt has {longest} tokens and max_completion_length is {settings.max_completion_length}, "
-            f"together more than max_seq_length = {limit}: {_room(settings, longest, limit)}"
-        )
+        raise _beyond_window(f"The longest prompt has {longest} tokens", longest, settings, limit)
     return longest
 
 
-def _room(settings: GRPOSettings, prompt: int, limit: int) -> str:
-    """Return how prompts of that many tokens find room: a cure that is not refused in its turn."""
-    left = limit - prompt
+def _beyond_window(what: str, prompt: int, settings: GRPOSettings, limit: int) -> CourseError:
+    """Return the error for prompts of that many tokens, with a cure that is not refused in its turn."""
+    completion, left = settings.max_completion_length, limit - prompt
     lower = f"lower max_completion_length to {left} or " if left >= SHORTEST_ANSWER_TOKENS else ""
-    return f"{lower}raise max_seq_length to {prompt + settings.max_completion_length}."
+    return CourseError(f"{what} and max_completion_length is {completion}, together more than max_seq_length = "
+                       f"{limit}: {lower}raise max_seq_length to {prompt + completion}.")
 
 
 def check_budget(

@@ -22,20 +22,6 @@ LOOKS = {  # colour, hatch, legend: tones and hatches stay apart in greyscale
 }
 
 
-def token_counts(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> dict[str, int]:
-    """Return how many tokens a batch has: `padded` with padding, `real` without, `packed` as tree nodes.
-
-    >>> token_counts([[1, 2, 3]] * 2, [[4], [4, 5]])
-    {'padded': 10, 'real': 9, 'packed': 5}
-    """
-    padded = pad_rows(prompts, completions, 0)
-    return {
-        "padded": padded.input_ids_BL.numel(),
-        "real": int(padded.attention_mask_BL.sum()),
-        "packed": pack_rows(prompts, completions).size,
-    }
-
-
 def draw_packing(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Figure:
     """Draw B rows twice: as padding computes them, and with only those tokens that packing computes.
 
@@ -50,11 +36,10 @@ def draw_packing(prompts: Sequence[Sequence[int]], completions: Sequence[Sequenc
     from matplotlib.patches import Patch
 
     padded, packed = _cells(prompts, completions)
-    counts = token_counts(prompts, completions)
+    computed = np.count_nonzero(packed != ABSENT)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 0.9 + 0.17 * len(prompts) + 1.2), sharey=True)
-    _draw_rows(left, padded, f"padded rows: {counts['padded']:,} tokens")
-    saved = counts["padded"] / counts["packed"]
-    _draw_rows(right, packed, f"packed tree: {counts['packed']:,} tokens, {saved:.1f} times fewer")
+    _draw_rows(left, padded, f"padded rows: {padded.size:,} tokens")
+    _draw_rows(right, packed, f"packed tree: {computed:,} tokens, {padded.size / computed:.1f} times fewer")
     left.set_ylabel("row of the batch (one completion each)")
     handles = [
         Patch(facecolor=face, edgecolor="0.5", hatch=hatch, label=label, linestyle=":" if hatch is None else "-")

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-
 def task_settings(task: Task, profile: Profile) -> GRPOSettings:
     """Return the settings with which a task is trained: its own, else the profile's of its name.
 
@@ -33,7 +32,6 @@ def training_problems(task: str | Task, settings: GRPOSettings, *, seed: int) ->
     """Return the problems to train on, in the columns that TRL and the rewards read.
 
     Args:
-        task: the task or its name.
         settings: how many problems, of which difficulty, with or without the two examples.
         seed: of the choice of `settings.dataset_size` problems.
 

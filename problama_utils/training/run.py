@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import shutil
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -172,7 +173,9 @@ def run_grpo(
     problems = leave_out_long(problems, tokenizer, settings, profile.max_seq_length, "training")
     lengths = prompt_lengths(problems, tokenizer)
     longest = check_lengths(lengths, settings, profile.max_seq_length)
-    if strict and not task.rewards and not (resume and _to_go_on_from(real, plan.stored)):
+    goes_on = resume and _unfinished(real, plan.stored)[1] and checkpoints.newest_whole(
+        real / run_folder.CHECKPOINTS, remove=False)
+    if strict and not task.rewards and not goes_on:
         check_budget(model, tokenizer, problems, settings)
     run_folder.check_room(real, _bytes_on_disk(model))
     ordered = problems.select(training_order(lengths, settings, seed=seed))
@@ -203,23 +206,18 @@ def run_grpo(
     return folder
 
 
-def _to_go_on_from(folder: Path, plan: dict[str, Any]) -> Path | None:
-    """Return the checkpoint from which the same run would go on; only looks."""
+def _unfinished(folder: Path, plan: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:
+    """Return what `run_folder.read_plan` says of an unfinished run in the folder, and whether this is the same run."""
     before = None if run_folder.is_finished(folder) else run_folder.read_plan(folder)
-    same = before is not None and _settings_of(before) == json.loads(json.dumps(plan))
-    return checkpoints.newest_whole(folder / run_folder.CHECKPOINTS, remove=False) if same else None
-
-
-def _settings_of(plan: dict[str, Any]) -> dict[str, Any]:
-    """Return a plan without what differs from call to call."""
-    return {name: value for name, value in plan.items() if name not in ("minutes", "owner")}
+    settings = {name: value for name, value in (before or {}).items() if name not in ("minutes", "owner")}
+    return before, settings == json.loads(json.dumps(plan))
 
 
 def _prepare(folder: Path, plan: dict[str, Any], resume: bool) -> tuple[Path | None, float]:
     """Make the folder ready; return the checkpoint to go on from (None: the start) and the minutes already spent."""
     finished = run_folder.is_finished(folder)
-    before = None if finished else run_folder.read_plan(folder)
-    if before == {} or (before and resume and _settings_of(before) != json.loads(json.dumps(plan))):
+    before, same = _unfinished(folder, plan)
+    if before == {} or (before and resume and not same):
         aside = run_folder.set_aside(folder)
         what = "with other settings" if before else f"whose {run_folder.PLAN_FILE} cannot be read"
         tell(f"{folder.name} held an unfinished run {what}; it is now in {aside.name}.")
@@ -255,7 +253,7 @@ def _fresh_policy(profile: Profile, seed: int) -> tuple[PreTrainedModel, PreTrai
 
 
 def _make_trainer(
-    plan: Plan, model: Any, tokenizer: Any, ordered: Dataset, stop: checkpoints.StopRequest, started: float
+    plan: Plan, model: Any, tokenizer: Any, ordered: Dataset, stop: threading.Event, started: float
 ) -> GRPOTrainer:
     from transformers.trainer_callback import PrinterCallback
 
@@ -264,7 +262,8 @@ def _make_trainer(
     from problama_utils.training.trainer import trainer_class
 
     task, settings, profile, folder = plan.task, plan.settings, plan.profile, plan.folder
-    writer = callbacks.RunWriter(folder, settings.max_steps, f"GRPO {task.name}", stop, settings.num_generations)
+    writer = callbacks.RunWriter(folder, settings.max_steps, f"GRPO {task.name}", stop, settings.num_generations,
+                                 started)
     rewards = [writer.watch(function) for function in rewards_of(task)]
     heldout = leave_out_long(heldout_problems(task, settings), tokenizer, settings, profile.max_seq_length, "held-out")
 
@@ -278,8 +277,7 @@ def _make_trainer(
         args=grpo_config(settings, profile, seed=plan.seed, out=folder),
         train_dataset=ordered,
         processing_class=tokenizer,
-        callbacks=[writer, callbacks.HeldOut(folder, measure, settings.heldout_every), *watchers,
-                   callbacks.Clock(folder, started)],
+        callbacks=[writer, callbacks.HeldOut(folder, measure, settings.heldout_every), *watchers],
     )
     grpo.remove_callback(PrinterCallback)  # it prints every log as a dictionary; the log is on disk
     return grpo
@@ -311,6 +309,9 @@ def _save(grpo: GRPOTrainer, folder: Path, record: dict[str, Any]) -> None:
 
 
 def _run_record(profile: Profile, problems: Dataset, longest: int, minutes: float) -> dict[str, Any]:
+    import torch
+
+    cores, dtype = torch.get_num_threads(), str(compute_dtype(profile)).removeprefix("torch.")
     return {
         "date": date.today().isoformat(),
         "minutes": round(minutes, 2),
@@ -320,14 +321,8 @@ def _run_record(profile: Profile, problems: Dataset, longest: int, minutes: floa
         "source": problems.info.description,
         "longest_prompt_tokens": longest,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in RECORDED_PACKAGES}},
-        "machine": f"{platform.system()} {platform.machine()}, {_cores()} cores, {str(compute_dtype(profile))[6:]}",
+        "machine": f"{platform.system()} {platform.machine()}, {cores} cores, {dtype}",
     }
-
-
-def _cores() -> int:
-    import torch
-
-    return torch.get_num_threads()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -51,28 +51,21 @@ class SharedPrefixGRPOTrainer(SafeCheckpoints, GRPOTrainer):
     """A drop-in `GRPOTrainer` for LoRA on a Llama, made for CPUs; the constructor's arguments are TRL's.
 
     Where it cannot be sure to do what TRL does (other model, other TRL, a setting its sampler lacks) it trains the
-    stock way, wholly or in that part, and prints why, once. `stock_reasons` keeps the reasons.
+    stock way, wholly or in that part, and warns why, once.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.stock_reasons: list[str] = []
         whole = changed_signatures() + self._unsupported_model()
-        self.packs_rows = not whole
         sampler = [] if whole else self._unsupported_sampling()
-        self.samples_shared = not whole and not sampler
-        if whole:
-            self._say(f"SharedPrefixGRPOTrainer trains the stock way: {'; '.join(whole)}.")
-        elif sampler:
-            self._say(f"SharedPrefixGRPOTrainer samples the stock way: {'; '.join(sampler)}.")
+        self.packs_rows, self.samples_shared = not whole, not whole and not sampler
+        for part, reasons in (("trains", whole), ("samples", sampler)):
+            if reasons:
+                warnings.warn(f"SharedPrefixGRPOTrainer {part} the stock way: {'; '.join(reasons)}.", stacklevel=2)
         if self.packs_rows:
             keep_master_weights(self.accelerator.unwrap_model(self.model))
             keep_freed_memory()
         self._decoding: DecodingWeights | None = None
-
-    def _say(self, reason: str) -> None:
-        self.stock_reasons.append(reason)
-        warnings.warn(reason, stacklevel=3)
 
     def _unsupported_model(self) -> list[str]:
         reasons = []
@@ -192,7 +185,8 @@ def trainer_class(name: str = "shared-prefix", *, on_gpu: bool = True) -> type[G
     Raises:
         CourseError: no such trainer.
     """
-    stock = check_trainer(name) == "stock" or (on_gpu and torch.cuda.is_available())
+    check_trainer(name)
+    stock = name == "stock" or (on_gpu and torch.cuda.is_available())
     return GRPOTrainer if stock else SharedPrefixGRPOTrainer
 
 

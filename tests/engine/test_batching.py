@@ -239,8 +239,7 @@ def test_the_figure_shows_as_many_cells_as_the_counts_say():
 
     rows = group_batch(8, 3, 4)
     padded, packed = batching_figure._cells(*rows)
-    counts = batching_figure.token_counts(*rows)
-    assert counts["padded"] == padded.size
-    assert counts["real"] == (padded != batching_figure.PADDING).sum()
-    assert counts["packed"] == (packed != batching_figure.ABSENT).sum() == pack_rows(*rows).size
-    assert f"{counts['packed']:,} tokens" in batching_figure.draw_packing(*rows).axes[1].get_title()
+    real = sum(len(prompt) + len(completion) for prompt, completion in zip(*rows, strict=True))
+    assert (padded != batching_figure.PADDING).sum() == real < padded.size
+    assert (packed != batching_figure.ABSENT).sum() == pack_rows(*rows).size
+    assert f"{pack_rows(*rows).size:,} tokens" in batching_figure.draw_packing(*rows).axes[1].get_title()

@@ -180,10 +180,10 @@ def test_both_options_of_a_pair_are_known_to_its_reader(policy, monkeypatch):
 
 
 REFUSED = [
-    ("an answer that is no label", {**ROW, "answer": "D"}, "none of its labels"),
-    ("a letter key with digit labels", {**ROW, "labels": ["1", "2", "3"]}, "none of its labels"),
+    ("an answer that is no label", {**ROW, "answer": "D"}, "one of them the answer"),
+    ("a letter key with digit labels", {**ROW, "labels": ["1", "2", "3"]}, "one of them the answer"),
     ("one choice", {**ROW, "choices": ["zz"], "labels": ["A"], "answer": "A"}, "1 choices"),
-    ("a label twice", {**ROW, "labels": ["A", "B", "B"]}, "2 different labels"),
+    ("a label twice", {**ROW, "labels": ["A", "B", "B"]}, "'B', 'B'"),
     ("a choice without a label", {**ROW, "labels": ["A", "B"]}, "a label each"),
 ]
 

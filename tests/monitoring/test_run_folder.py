@@ -273,7 +273,7 @@ def fail_at(monkeypatch, step, error):
         on_log(self, args, state, control, logs=logs, **kwargs)
         if state.global_step == step and logs and "reward" in logs:
             if error is None:
-                self.stop.asked = True
+                self.stop.set()
             else:
                 raise error
 
@@ -396,8 +396,8 @@ def test_damaged_rows_are_dropped_when_a_run_goes_on(text, tmp_path):
     good = b'{"step": 1, "completion": "\xc3\xa9"}\n'
     (tmp_path / "completions.jsonl").write_bytes(good + text)
     (tmp_path / "heldout.csv").write_bytes(b"step,right\n1,2\n9,3\n" + text)
-    run_folder.rewind(tmp_path, 2)
-    lines = run_folder.read_lines(tmp_path / "completions.jsonl")
+    run_folder.go_on(tmp_path, 2, PLAN)
+    lines = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text(encoding="utf-8").splitlines()]
     assert lines[0]["completion"] == "é" and all(line["step"] == 1 for line in lines)
     assert [row["step"] for row in run_folder.read_table(tmp_path / "heldout.csv")] == ["1"]
 
@@ -504,7 +504,7 @@ def test_threads_of_one_process_train_one_after_another_or_not_at_all(tmp_path):
 def test_an_inner_training_into_the_same_folder_leaves_the_outer_one_unharmed(profile, tmp_path, monkeypatch):
     """A 4-step run, and after its first checkpoint a 3-step run into its folder: refused, nothing mixed."""
     expected = train(changed(profile, max_steps=4), tmp_path / "alone")
-    on_save, refused = progress.Clock.on_save, []
+    on_save, refused = progress.RunWriter.on_save, []
 
     def second(self, args, state, control, **kwargs):
         on_save(self, args, state, control, **kwargs)
@@ -514,7 +514,7 @@ def test_an_inner_training_into_the_same_folder_leaves_the_outer_one_unharmed(pr
                     train(profile, tmp_path / "run", resume=resume)
                 refused.append(caught.value)
 
-    monkeypatch.setattr(progress.Clock, "on_save", second)
+    monkeypatch.setattr(progress.RunWriter, "on_save", second)
     folder = train(changed(profile, max_steps=4), tmp_path / "run")
     assert len(refused) == 2
     for name in ("log.csv", "heldout.csv", "completions.jsonl"):

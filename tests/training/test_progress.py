@@ -1,10 +1,11 @@
 """Between the steps: who is watched, what is kept of a group, how answers to held-out problems are counted."""
 
+import threading
+
 import matplotlib
 import pytest
 
 from problama_utils.training import callbacks as progress
-from problama_utils.training.checkpoints import StopRequest
 
 matplotlib.use("Agg")
 
@@ -56,7 +57,7 @@ def test_the_live_curve_is_one_picture_that_is_replaced(monkeypatch):
 def test_a_watched_reward_pays_the_same_and_keeps_the_first_group(tmp_path):
     from problama_utils.rewards.slides import SLIDE_REWARDS
 
-    writer = progress.RunWriter(tmp_path, 1, "test", StopRequest(), group=2)
+    writer = progress.RunWriter(tmp_path, 1, "test", threading.Event(), group=2, started=0.0)
     batch = {"completions": ["<answer>bee</answer>", "ant", "<answer>fly</answer>"], "answer": ["bee"] * 3,
              "aliases": [[]] * 3, "id": ["r1", "r1", "r2"]}
     for function in SLIDE_REWARDS:
