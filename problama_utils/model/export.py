@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from problama_utils import CourseError
 from problama_utils.model.adapters import CONFIG, adapter_folder, read_config
@@ -49,12 +49,16 @@ def chat(
     messages = task.turns(f"{'Riddle' if task.name == 'riddles' else 'Question'}: {text.strip()}", few_shot=few_shot)
     if adapter is None or getattr(model, "vllm_engine", None) is None:
         return complete(model, tokenizer, [messages], max_new_tokens=max_new_tokens)[0]
+    tokens = tokenizer(render(tokenizer, [messages])[0], add_special_tokens=False)["input_ids"]
+    return _ask_vllm(model, tokens, max_new_tokens, adapter_folder(adapter))
+
+
+def _ask_vllm(model: Any, tokens: list[int], max_new_tokens: int, adapter: Path) -> str:
     from vllm import SamplingParams
 
-    tokens = tokenizer(render(tokenizer, [messages])[0], add_special_tokens=False)["input_ids"]
     how = SamplingParams(temperature=0.0, max_tokens=max_new_tokens)
     answers = model.fast_generate([{"prompt_token_ids": tokens}], how, use_tqdm=False,
-                                  lora_request=model.load_lora(str(adapter_folder(adapter))))
+                                  lora_request=model.load_lora(str(adapter)))
     return answers[0].outputs[0].text
 
 
@@ -78,12 +82,7 @@ def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     needed = sum(logical_size(weight) * max(2, 0 if unsloth else weight.element_size()) for weight in frozen)
     with _written_whole(folder, needed * 1.05 + 50e6) as part:
         if unsloth:
-            if "save_pretrained_merged" not in vars(model):  # peft hands on the base model's, which knows no adapter
-                from unsloth.save import patch_saving_functions
-
-                patch_saving_functions(model)
-            # None and not True: on a machine with two cores unsloth takes True for leave to write a pickle
-            model.save_pretrained_merged(str(part), tokenizer, save_method="merged_16bit", safe_serialization=None)
+            _merge_with_unsloth(model, tokenizer, part)
         else:
             with quiet_transformers():
                 copy.deepcopy(model).merge_and_unload(safe_merge=True).save_pretrained(part)
@@ -91,6 +90,15 @@ def save_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
         if any(part.glob("*.bin")) or not any(part.glob("*.safetensors")):
             raise CourseError("The merged weights were not written as safetensors; nothing was kept.")
     return Path(folder)
+
+
+def _merge_with_unsloth(model: Any, tokenizer: Any, part: Path) -> None:
+    if "save_pretrained_merged" not in vars(model):  # peft hands on the base model's own, which knows no adapter
+        from unsloth.save import patch_saving_functions
+
+        patch_saving_functions(model)
+    # None and not True: on a machine with two cores unsloth takes True for leave to write a pickle
+    model.save_pretrained_merged(str(part), tokenizer, save_method="merged_16bit", safe_serialization=None)
 
 
 def save_gguf(folder: str | Path, file: str | Path) -> Path:

@@ -38,16 +38,17 @@ def write_gguf(folder: Path, file: Path) -> None:
     """
     from gguf import GGUFWriter
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer, LlamaConfig
 
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+        config = LlamaConfig.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CourseError(f"config.json or the tokenizer of {folder.name!r} cannot be read ({first_line(error):.160}): "
                           "write the model and its tokenizer again with save_merged.") from error
     writer = GGUFWriter(file, "llama")
-    _describe_model(writer, config, folder.name)
+    _describe_model(writer, config, kind, folder.name)
     _describe_tokenizer(writer, tokenizer, config.vocab_size)
     try:
         for name, tensor in _tensors(folder, config):
@@ -65,8 +66,8 @@ def write_gguf(folder: Path, file: Path) -> None:
         writer.close()
 
 
-def _describe_model(writer: GGUFWriter, config: LlamaConfig, name: str) -> None:
-    found = config.to_dict()
+def _describe_model(writer: GGUFWriter, config: LlamaConfig, kind: str, name: str) -> None:
+    found = {**config.to_dict(), "model_type": kind}  # a LlamaConfig calls itself "llama" whatever it was read from
     found |= found.get("rope_parameters") or {}
     for setting, plain in PLAIN.items():
         if found.get(setting) not in plain:

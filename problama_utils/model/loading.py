@@ -123,8 +123,9 @@ def _load_with_unsloth(profile: Profile, source: str) -> tuple[Any, Any]:
     except ImportError as error:
         if not samples_with_vllm(profile):
             raise
-        raise CourseError(f"vLLM {installed_version('vllm')} is installed but cannot be loaded ({first_line(error):.200}): "
-                          f"install {GPU_LOCK} into a fresh environment, or remove vLLM (`pip uninstall vllm`), and "
+        raise CourseError(f"vLLM {installed_version('vllm')} is installed but cannot be loaded "
+                          f"({first_line(error):.200}): install {GPU_LOCK} into a fresh environment, or remove vLLM "
+                          "(`pip uninstall vllm`), and "
                           "unsloth's own `generate` samples instead.") from error
 
 
