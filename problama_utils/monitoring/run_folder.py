@@ -242,9 +242,10 @@ def _writing(folder: Path) -> Iterator[None]:
     """Turn what a disk says into a sentence."""
     try:
         yield
-    except OSError as error:
-        raise CourseError(f"The run folder {str(folder)!r} cannot be written ({error.strerror or error}): free some "
-                          f"space, or {ELSEWHERE}.") from error
+    except (OSError, NotImplementedError) as error:  # filelock's word for a drive that knows no locks
+        reason = getattr(error, "strerror", None) or error
+        raise CourseError(f"The run folder {str(folder)!r} cannot be written ({reason}): free some space, or "
+                          f"{ELSEWHERE}.") from error
 
 
 def is_finished(folder: Path) -> bool:

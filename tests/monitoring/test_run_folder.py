@@ -646,3 +646,19 @@ def test_a_step_that_fp16_leaves_out_is_sound():
     assert progress._not_finite(logs, SimpleNamespace(step_was_skipped=True)) == ""
     assert progress._not_finite({**logs, "grad_norm": 1.0, "reward": float("nan")}, None) == ""
     assert progress._not_finite({**logs, "grad_norm": 1.0, "reward": float("inf")}, None) == "the total reward is inf"
+
+
+@pytest.mark.parametrize("step", ["place", "locked"])
+def test_a_drive_that_knows_no_locks_is_refused_in_one_sentence(tmp_path, monkeypatch, step):
+    import filelock
+
+    def unknown(self, **how):
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", unknown)
+    run_folder.lock_file(tmp_path / "run").touch()
+    with pytest.raises(CourseError, match="does not appear to support flock"):
+        if step == "place":
+            run_folder.place(tmp_path / "run")
+        with run_folder.locked(tmp_path / "run"):
+            pass
