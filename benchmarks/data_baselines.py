@@ -25,7 +25,9 @@ import torch
 
 from problama_utils.config import get_profile
 from problama_utils.engine.sampling import Sampling, sample_completions
-from problama_utils.evaluation.scoring import render, text_log_likelihoods
+from problama_utils.evaluation.scoring import choice_scores
+from problama_utils.model.completions import render
+from problama_utils.model.likelihood import likeliest, per_character
 from problama_utils.model.loading import load_policy
 from problama_utils.tasks.answers import Verdict, grade, strict_answer
 from problama_utils.tasks.datasets import fingerprint
@@ -50,15 +52,12 @@ def share(points: Sequence[float]) -> dict[str, float]:
 def by_likelihood(model: Any, tokenizer: Any, rows: Sequence[Row]) -> dict[str, list[bool]]:
     """Answer by the likeliest option in cloze form, raw and per character."""
     question = [row.get("riddle") or row.get("goal") or row["question"] for row in rows]
-    pairs = [(f"Question: {text}\nAnswer:", f" {option}") for text, row in zip(question, rows, strict=True)
-             for option in options_of(row)]
-    scores = iter(text_log_likelihoods(model, tokenizer, pairs))
+    asked = [{"question": text, "choices": options_of(row)} for text, row in zip(question, rows, strict=True)]
+    scores = choice_scores(model, tokenizer, asked, system=False)
     raw, by_length = [], []
-    for row in rows:
-        of_options = [next(scores) for _ in options_of(row)]
-        per_character = [score / len(option) for score, option in zip(of_options, options_of(row), strict=True)]
-        raw.append(of_options.index(max(of_options)) == right_of(row))
-        by_length.append(per_character.index(max(per_character)) == right_of(row))
+    for row, of_options in zip(rows, scores, strict=True):
+        raw.append(likeliest(of_options) == right_of(row))
+        by_length.append(likeliest(per_character(of_options, options_of(row))) == right_of(row))
     return {"log_likelihood": raw, "log_likelihood_normalised": by_length}
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from problama_utils import CourseError, hide_card, tell
 from problama_utils.setup import gpu
 
+PACKAGE = Path(__file__).resolve().parent
 LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
 SEVEN_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -284,8 +285,7 @@ def describe(settings: object, prefix: str = "") -> str:
 
 def course_root() -> Path:
     """Return the folder that holds `assets/`: the checkout; where the package was installed as a wheel, itself."""
-    package = Path(__file__).resolve().parent
-    return package if (package / "assets").is_dir() else package.parent
+    return PACKAGE if (PACKAGE / "assets").is_dir() else PACKAGE.parent
 
 
 def path_variable(name: str) -> str:
@@ -323,7 +323,7 @@ def _folder_of(variable: str, default: Path) -> Path:
 def runs_dir() -> Path:
     """Return the folder that trainings write to: PROBLAMA_RUNS, or `runs/` in the checkout (a wheel: where you are)."""
     root = course_root()
-    return _folder_of("PROBLAMA_RUNS", (Path.cwd() if root.name == "problama_utils" else root) / "runs")
+    return _folder_of("PROBLAMA_RUNS", (Path.cwd() if root == PACKAGE else root) / "runs")
 
 
 def cache_dir() -> Path:
